@@ -1,0 +1,63 @@
+//! CONFIG and INTERFACES: what the programs must know of this node.
+
+use bytemuck::{Pod, Zeroable};
+
+/// The only value of CONFIG.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Config {
+    /// Cookie of the network namespace of this host's processes (`SO_NETNS_COOKIE`).
+    pub host_netns_cookie: u64,
+    /// Bit set in `skb->mark` of packets that the agent's nftables rule masquerades; the rule clears it.
+    pub masquerade_mark: u32,
+    /// `CONFIG_*` flags below.
+    pub flags: u32,
+}
+
+/// Sockets of this host's processes are translated at connect and sendmsg.
+pub const CONFIG_SOCKET_HOST: u32 = 1 << 0;
+/// TCP sockets of pods are translated at connect.
+pub const CONFIG_SOCKET_PODS_TCP: u32 = 1 << 1;
+/// UDP sockets of pods are translated at connect and sendmsg.
+pub const CONFIG_SOCKET_PODS_UDP: u32 = 1 << 2;
+
+/// Value of INTERFACES; the key is the interface index in the host's network namespace.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct Interface {
+    /// [`Scope`] as a number.
+    pub scope: u8,
+    /// `INTERFACE_*` flags below.
+    pub flags: u8,
+    /// Hardware address of the bridge this interface is a port of, if `INTERFACE_BRIDGE_PORT` is set.
+    pub bridge_mac: [u8; 6],
+}
+
+/// The interface is a port of a bridge: replies are steered up the stack so that conntrack sees both directions.
+pub const INTERFACE_BRIDGE_PORT: u8 = 1 << 0;
+
+/// Where packets that arrive on an interface come from.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// An uplink: everything beyond this node.
+    Outside = 0,
+    /// The host end of a pod's veth, or the bridge such veths are ports of.
+    Inside = 1,
+    /// An overlay device: traffic of other nodes, which policies treat as outside.
+    Overlay = 2,
+}
+
+impl Scope {
+    /// The scope a map's byte stands for; unknown values mean [`Scope::Outside`], the scope that is trusted least.
+    pub fn from_u8(value: u8) -> Self {
+        match value {
+            1 => Self::Inside,
+            2 => Self::Overlay,
+            _ => Self::Outside,
+        }
+    }
+}
+
+const _: () = assert!(size_of::<Config>() == 16);
+const _: () = assert!(size_of::<Interface>() == 8);

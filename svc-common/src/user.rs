@@ -1,0 +1,43 @@
+//! Marks the generic map types as plain old data, and lets aya use all of them as map keys and values.
+
+#![expect(unsafe_code, reason = "Pod is an unsafe trait; the derive macro cannot see through type parameters")]
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::{AffinityKey, Backend, Flow, FlowKey, FragmentKey, FrontendKey, SocketKey, SocketPeer};
+
+macro_rules! pod_in_both_families {
+    ($($name:ident),*) => {$(
+        // SAFETY: all-zero bytes are a valid value of every field (byte arrays and integers).
+        unsafe impl Zeroable for $name<[u8; 4]> {}
+        // SAFETY: as above.
+        unsafe impl Zeroable for $name<[u8; 16]> {}
+        // SAFETY: repr(C), fields are integers and byte arrays, and the size asserted beside the type is the sum of its
+        // fields' sizes, so there is no padding.
+        unsafe impl Pod for $name<[u8; 4]> {}
+        // SAFETY: as above.
+        unsafe impl Pod for $name<[u8; 16]> {}
+        #[cfg(feature = "user")]
+        // SAFETY: the type is Pod as just argued.
+        unsafe impl aya::Pod for $name<[u8; 4]> {}
+        #[cfg(feature = "user")]
+        // SAFETY: the type is Pod as just argued.
+        unsafe impl aya::Pod for $name<[u8; 16]> {}
+    )*};
+}
+
+pod_in_both_families!(AffinityKey, Backend, Flow, FlowKey, FragmentKey, FrontendKey, SocketKey, SocketPeer);
+
+#[cfg(feature = "user")]
+mod aya_pod {
+    use crate::{Affinity, Config, Counters, Frontend, Interface, Ports, ServiceName, SlotLine, SocketBackend};
+
+    macro_rules! pod {
+        ($($name:ident),*) => {$(
+            // SAFETY: the type derives bytemuck::Pod, which checks what aya::Pod asks for.
+            unsafe impl aya::Pod for $name {}
+        )*};
+    }
+
+    pod!(Affinity, Config, Counters, Frontend, Interface, Ports, ServiceName, SlotLine, SocketBackend);
+}

@@ -1,0 +1,8 @@
+//! The agent and the command line of `svc`.
+//!
+//! `source → model → compile → tables → kernel`: each module knows only its left neighbour's output type.
+
+pub mod compile;
+pub mod kernel;
+pub mod model;
+pub mod tables;

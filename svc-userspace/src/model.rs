@@ -1,0 +1,226 @@
+//! Services, endpoints and the node as this project needs them: small, interned, free of Kubernetes types.
+//!
+//! Sources make these values and validate while they do; nothing past this module sees an object that makes no sense.
+//! It never decides anything: which endpoint is used is `compile`'s business.
+
+use std::{fmt, net::IpAddr, sync::Arc};
+
+use ipnet::IpNet;
+
+/// `namespace/name` of an object.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectName {
+    /// `metadata.namespace`.
+    pub namespace: Arc<str>,
+    /// `metadata.name`.
+    pub name: Arc<str>,
+}
+
+impl ObjectName {
+    /// Name from its two parts.
+    pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+impl fmt::Debug for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// IP protocol of a Service port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+impl Protocol {
+    /// IANA protocol number.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Tcp => svc_common::protocol::TCP,
+            Self::Udp => svc_common::protocol::UDP,
+            Self::Sctp => svc_common::protocol::SCTP,
+        }
+    }
+
+    /// The protocol of a number found in a map.
+    pub fn from_number(number: u8) -> Option<Self> {
+        match number {
+            svc_common::protocol::TCP => Some(Self::Tcp),
+            svc_common::protocol::UDP => Some(Self::Udp),
+            svc_common::protocol::SCTP => Some(Self::Sctp),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+        })
+    }
+}
+
+/// IP family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Family of an address.
+    pub fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+}
+
+/// A Service that is load-balanced: headless and `ExternalName` Services never become one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Name.
+    pub name: ObjectName,
+    /// `spec.clusterIPs`; also decides which families the Service has at all.
+    pub cluster_ips: Vec<IpAddr>,
+    /// `spec.externalIPs`; empty unless the agent was told to honour them.
+    pub external_ips: Vec<IpAddr>,
+    /// `status.loadBalancer.ingress[].ip` with `ipMode` VIP or absent.
+    pub load_balancer_ips: Vec<IpAddr>,
+    /// `spec.loadBalancerSourceRanges`; empty: everybody.
+    pub source_ranges: Vec<IpNet>,
+    /// `spec.ports`.
+    pub ports: Vec<ServicePort>,
+    /// `spec.externalTrafficPolicy: Local`.
+    pub external_local: bool,
+    /// `spec.internalTrafficPolicy: Local`.
+    pub internal_local: bool,
+    /// `spec.sessionAffinity: ClientIP`, and its `timeoutSeconds`.
+    pub affinity_seconds: Option<u32>,
+    /// `spec.healthCheckNodePort`, *host order*.
+    pub health_check_node_port: Option<u16>,
+}
+
+/// One entry of `spec.ports`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ServicePort {
+    /// Port name, empty if it has none.
+    pub name: Arc<str>,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Port, *host order*, never 0.
+    pub port: u16,
+    /// Node port, *host order*, never 0.
+    pub node_port: Option<u16>,
+}
+
+/// An `EndpointSlice` of one family that belongs to a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slice {
+    /// Name of the slice.
+    pub name: ObjectName,
+    /// The Service it belongs to: label `kubernetes.io/service-name`, same namespace.
+    pub service: ObjectName,
+    /// `addressType`.
+    pub family: Family,
+    /// `ports`, without those that have no number.
+    pub ports: Vec<SlicePort>,
+    /// `endpoints`.
+    pub endpoints: Vec<Endpoint>,
+    /// Annotation `endpoints.kubernetes.io/last-change-trigger-time`, milliseconds since 1970, for the latency metric.
+    pub triggered_ms: Option<i64>,
+}
+
+/// One entry of a slice's `ports`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlicePort {
+    /// Port name, empty if it has none: matches [`ServicePort::name`].
+    pub name: Arc<str>,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Port, *host order*, never 0.
+    pub port: u16,
+}
+
+/// One entry of a slice's `endpoints`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// `addresses[0]`; of the slice's family; never unspecified, loopback, link-local or multicast.
+    pub address: IpAddr,
+    /// `conditions.ready`, absent means true.
+    pub ready: bool,
+    /// `conditions.serving`, absent means true.
+    pub serving: bool,
+    /// `conditions.terminating`, absent means false.
+    pub terminating: bool,
+    /// `nodeName`.
+    pub node: Option<Arc<str>>,
+    /// `hints.forNodes[].name`.
+    pub hint_nodes: Vec<Arc<str>>,
+    /// `hints.forZones[].name`.
+    pub hint_zones: Vec<Arc<str>>,
+}
+
+/// The node this agent runs on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// `metadata.name`.
+    pub name: Arc<str>,
+    /// `status.addresses` of type `InternalIP`.
+    pub addresses: Vec<IpAddr>,
+    /// Label `topology.kubernetes.io/zone`.
+    pub zone: Option<Arc<str>>,
+    /// The node is about to be removed: deleted, or tainted `ToBeDeletedByClusterAutoscaler`.
+    pub leaving: bool,
+}
+
+/// What a source reports. A source reports every object once, then `Synced`, then changes only; after a relist it
+/// reports the difference, deletions included.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// The Service is now this; `None`: it is gone, or no longer load-balanced.
+    Service(ObjectName, Option<Box<Service>>),
+    /// The slice is now this; `None`: it is gone, or no longer used.
+    Slice(ObjectName, Option<Box<Slice>>),
+    /// The own node is now this; `None`: it was deleted.
+    Node(Option<Box<Node>>),
+    /// Services and slices have both been listed completely. Sent once.
+    Synced,
+    /// An object, or a part of one, makes no sense and was skipped alone; an earlier problem of the object is replaced.
+    Problem(Problem),
+}
+
+/// Something wrong in one object. The rest of the object, if any makes sense, is used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{kind} {name}: {field}: {message}")]
+pub struct Problem {
+    /// `Service`, `EndpointSlice`, `Node`, or `File` for manifests that cannot be read.
+    pub kind: &'static str,
+    /// `namespace/name`, or the file's path.
+    pub name: String,
+    /// Path of the field (`spec.ports[2].port`), or `line:column` in a file.
+    pub field: String,
+    /// What is wrong and what would be right.
+    pub message: String,
+}
