@@ -22,13 +22,15 @@
 //! Everything is generic over the address family ([`svc_common::Address`] through [`ip::Ip`]), over [`frame::Frame`] (bytes
 //! with checked access) and over [`tables::Tables`] (the maps). Nothing here keeps state, allocates, panics, or knows
 //! whether it runs in a kernel.
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, feature = "host")), no_std)]
 #![forbid(unsafe_code)]
 
 pub mod checksum;
 pub mod egress;
 pub mod flow;
 pub mod frame;
+#[cfg(feature = "host")]
+pub mod host;
 pub mod icmp;
 pub mod ingress;
 pub mod ip;

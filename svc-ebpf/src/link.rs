@@ -22,10 +22,16 @@ const IPV6: u16 = EtherType::Ipv6 as u16;
 /// Finds the IP header behind an Ethernet header and up to two VLAN tags. (The kernel strips the outermost tag into the
 /// sk_buff before ingress hooks run; the rest is in the frame.)
 #[inline(always)]
-pub fn ethernet<F: Frame>(frame: &F) -> Option<Network> {
+pub fn ethernet<F: Frame>(frame: &mut F) -> Option<Network> {
+    if !frame.require(EthHdr::LEN) {
+        return None;
+    }
     let mut ethertype = ethertype(frame, EthHdr::LEN - 2)?;
     let mut offset = EthHdr::LEN;
     if ethertype == VLAN || ethertype == VLAN_SERVICE {
+        if !frame.require(offset + 2 * TAG_LEN) {
+            return None;
+        }
         ethertype = self::ethertype(frame, offset + 2)?;
         offset += TAG_LEN;
         if ethertype == VLAN || ethertype == VLAN_SERVICE {

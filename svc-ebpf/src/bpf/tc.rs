@@ -22,13 +22,10 @@ const NEXT: i32 = -1;
 /// `TCX_DROP`, `TC_ACT_SHOT`.
 const DROP: i32 = 2;
 
-/// Ethernet header and the ethertype behind a VLAN tag.
-const LINK_LEN: usize = 18;
-
 #[classifier]
 fn svc_ingress(context: TcContext) -> i32 {
     let mut frame = SkbFrame::new(context.skb.skb);
-    match ethernet(&mut frame) {
+    match link::ethernet(&mut frame) {
         Some(network) => incoming(frame, network),
         None => NEXT,
     }
@@ -37,7 +34,7 @@ fn svc_ingress(context: TcContext) -> i32 {
 #[classifier]
 fn svc_egress(context: TcContext) -> i32 {
     let mut frame = SkbFrame::new(context.skb.skb);
-    match ethernet(&mut frame) {
+    match link::ethernet(&mut frame) {
         Some(network) => outgoing(frame, network),
         None => NEXT,
     }
@@ -59,11 +56,6 @@ fn svc_egress_l3(context: TcContext) -> i32 {
         Some(network) => outgoing(frame, network),
         None => NEXT,
     }
-}
-
-#[inline(always)]
-fn ethernet(frame: &mut SkbFrame) -> Option<Network> {
-    if frame.require(LINK_LEN) { link::ethernet(frame) } else { None }
 }
 
 #[inline(always)]
