@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use bytemuck::Pod;
 use svc_common::{
     Affinity, AffinityKey, Backend, Flow, FlowKey, FlowState, FragmentKey, Frontend, FrontendKey, Hook, Interface,
-    Ports, Reason,
+    Ports,
 };
 
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
     ingress::ingress,
     ip::{Fragment, Header, Ip},
     link::{self, Network},
-    open::open,
+    open::{Attempt, attempt},
     packet::Transport,
     scratch::Scratch,
     tables::{Decisions, Insert, Tables},
@@ -247,8 +247,8 @@ impl<A: Ip + std::hash::Hash> Tables<A> for HostTables<A> {
         self.masquerade_mark
     }
 
-    fn open(&mut self, scratch: &mut Scratch<A>) -> Result<(), Reason> {
-        open(self, scratch)
+    fn attempt(&mut self, scratch: &mut Scratch<A>, number: u32) -> Attempt {
+        attempt(self, scratch, number)
     }
 
     fn count(&mut self, flow: &Flow<A>, _bytes: u32, _is_new: bool) {

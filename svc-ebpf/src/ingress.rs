@@ -14,7 +14,7 @@ use crate::{
     frame::Frame,
     icmp,
     ip::Ip,
-    open::repair,
+    open::{open, repair},
     packet::{Packet, Transport},
     rewrite::{Side, rewrite},
     scratch::Scratch,
@@ -81,7 +81,7 @@ fn transport<A: Ip, F: Frame, T: Tables<A>>(frame: &mut F, tables: &mut T, scrat
         // A connection that others translate: netfilter, from before this dataplane took over.
         return Verdict::Pass;
     }
-    match tables.open(scratch) {
+    match open(tables, scratch) {
         Ok(()) => forward(frame, tables, &scratch.packet, &scratch.flow, true),
         Err(reason) => Verdict::Drop(reason),
     }

@@ -31,7 +31,7 @@ const FIRST_REMAPPED_PORT: u32 = 1024;
 pub fn open<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) -> Result<(), Reason> {
     let mut failure = Reason::Inconsistent;
     for number in 0..ATTEMPTS {
-        match attempt(tables, scratch, number) {
+        match tables.attempt(scratch, number) {
             Attempt::Opened => return Ok(()),
             Attempt::NoBackend => {}
             Attempt::Taken => failure = Reason::TupleTaken,
@@ -41,16 +41,23 @@ pub fn open<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) -> Re
     Err(failure)
 }
 
-#[repr(u8)]
-enum Attempt {
-    Opened,
-    NoBackend,
-    Taken,
-    Full,
+/// What became of an attempt to open a flow.
+#[repr(i32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attempt {
+    /// The flow is open.
+    Opened = 0,
+    /// The slot led to no backend that takes new flows.
+    NoBackend = 1,
+    /// Another flow has the tuple.
+    Taken = 2,
+    /// The flow table did not take an entry.
+    Full = 3,
 }
 
+/// One attempt: `number` counts from 0.
 #[inline(always)]
-fn attempt<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>, number: u32) -> Attempt {
+pub fn attempt<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>, number: u32) -> Attempt {
     let now = tables.now();
     let Scratch { key, frontend, range, .. } = scratch;
     let with_affinity = frontend.affinity_seconds != 0;

@@ -6,8 +6,8 @@ use svc_common::{
 };
 
 #[cfg(doc)]
-use crate::open::open;
-use crate::scratch::Scratch;
+use crate::open::attempt;
+use crate::{open::Attempt, scratch::Scratch};
 
 /// What became of an entry that was to be made only if absent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,9 +58,9 @@ pub trait Tables<A>: Decisions<A> {
     fn interface(&mut self) -> Interface;
     /// CONFIG: the mark of packets to be masqueraded.
     fn masquerade_mark(&mut self) -> u32;
-    /// Opens a flow: see [`open()`]. The kernel makes it a function that the verifier walks once by itself, instead of
-    /// once for every way that leads there.
-    fn open(&mut self, scratch: &mut Scratch<A>) -> Result<(), Reason>;
+    /// Calls [`attempt()`] with these tables. The kernel makes it a function that the verifier walks once by itself,
+    /// instead of once for every way that leads there.
+    fn attempt(&mut self, scratch: &mut Scratch<A>, number: u32) -> Attempt;
     /// STATS_*: one packet of a flow.
     fn count(&mut self, flow: &Flow<A>, bytes: u32, is_new: bool);
 }

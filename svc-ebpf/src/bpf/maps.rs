@@ -13,7 +13,7 @@ use svc_common::{
     Interface, Ports, Reason, ServiceName, SlotLine, SocketBackend, SocketKey, SocketPeer, hash::SLOTS_PER_LINE,
 };
 use svc_ebpf::{
-    open::open,
+    open::{Attempt, attempt},
     scratch::Scratch,
     tables::{Decisions, Drops, Insert, Sockets, Tables},
 };
@@ -154,7 +154,7 @@ impl Drops for Maps {
 macro_rules! family {
     (
         $address:ty, $frontends:ident, $backends:ident, $flows:ident, $affinity:ident, $fragments:ident, $sockets:ident,
-        $peers:ident, $open:ident
+        $peers:ident, $attempt:ident
     ) => {
         impl Decisions<$address> for Maps {
             #[inline(always)]
@@ -192,31 +192,28 @@ macro_rules! family {
             }
         }
 
-        /// A global function: the verifier walks it once, by its signature (Linux 5.6; memory arguments 5.12). Returns 0,
-        /// or the number of a reason plus 1.
+        /// A global function: the verifier walks it once, by its signature (Linux 5.6; memory arguments 5.12). Returns an
+        /// [`Attempt`] as a number.
         #[unsafe(no_mangle)]
         #[inline(never)]
         #[expect(
             unreachable_pub,
             reason = "it is public to the linker, which would make it a static function otherwise"
         )]
-        pub extern "C" fn $open(scratch: *mut Scratch<$address>) -> i32 {
+        pub extern "C" fn $attempt(scratch: *mut Scratch<$address>, number: u32) -> i32 {
             // SAFETY: the only caller passes a valid reference; the verifier wants to see the null check.
-            let Some(scratch) = (unsafe { scratch.as_mut() }) else { return Reason::Inconsistent as i32 + 1 };
-            match open(&mut Maps { interface: 0 }, scratch) {
-                Ok(()) => 0,
-                Err(reason) => reason as i32 + 1,
-            }
+            let Some(scratch) = (unsafe { scratch.as_mut() }) else { return Attempt::NoBackend as i32 };
+            attempt(&mut Maps { interface: 0 }, scratch, number) as i32
         }
 
         impl Tables<$address> for Maps {
             #[inline(always)]
-            fn open(&mut self, scratch: &mut Scratch<$address>) -> Result<(), Reason> {
-                match $open(scratch) {
-                    0 => Ok(()),
-                    code if code == Reason::TupleTaken as i32 + 1 => Err(Reason::TupleTaken),
-                    code if code == Reason::FlowTableFull as i32 + 1 => Err(Reason::FlowTableFull),
-                    _ => Err(Reason::Inconsistent),
+            fn attempt(&mut self, scratch: &mut Scratch<$address>, number: u32) -> Attempt {
+                match $attempt(scratch, number) {
+                    0 => Attempt::Opened,
+                    2 => Attempt::Taken,
+                    3 => Attempt::Full,
+                    _ => Attempt::NoBackend,
                 }
             }
 
@@ -336,5 +333,5 @@ macro_rules! family {
     };
 }
 
-family!(A4, FRONTENDS_V4, BACKENDS_V4, FLOWS_V4, AFFINITY_V4, FRAGMENTS_V4, SOCKETS_V4, PEERS_V4, svc_open_v4);
-family!(A6, FRONTENDS_V6, BACKENDS_V6, FLOWS_V6, AFFINITY_V6, FRAGMENTS_V6, SOCKETS_V6, PEERS_V6, svc_open_v6);
+family!(A4, FRONTENDS_V4, BACKENDS_V4, FLOWS_V4, AFFINITY_V4, FRAGMENTS_V4, SOCKETS_V4, PEERS_V4, svc_attempt_v4);
+family!(A6, FRONTENDS_V6, BACKENDS_V6, FLOWS_V6, AFFINITY_V6, FRAGMENTS_V6, SOCKETS_V6, PEERS_V6, svc_attempt_v6);
