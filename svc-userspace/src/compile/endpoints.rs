@@ -99,7 +99,9 @@ fn gather<'a>(
 
 /// Least first: the entry that does not terminate, then the healthier one; the rest only makes the order total.
 #[expect(clippy::type_complexity, reason = "a sort key, used twice in one expression")]
-fn preference(endpoint: &Endpoint) -> (bool, Reverse<bool>, Reverse<bool>, &Option<Arc<str>>, &[Arc<str>], &[Arc<str>]) {
+fn preference(
+    endpoint: &Endpoint,
+) -> (bool, Reverse<bool>, Reverse<bool>, &Option<Arc<str>>, &[Arc<str>], &[Arc<str>]) {
     let Endpoint { address: _, ready, serving, terminating, node, hint_nodes, hint_zones } = endpoint;
     (*terminating, Reverse(*ready), Reverse(*serving), node, hint_nodes, hint_zones)
 }
