@@ -240,10 +240,18 @@ fn settle(tables: &mut Tables, maps: &mut Maps, wanted: &BTreeMap<u8, Vec<PortTa
         let ops = tables.finish_adoption(now);
         maps.run(&ops, now, ROOMY);
     }
-    for service in tables.refused() {
-        let ports = wanted.iter().find(|(number, _)| name(**number) == service).map(|(_, ports)| ports.clone());
-        let (ops, _) = tables.update(&service, ports.unwrap_or_default(), now);
-        maps.run(&ops, now, ROOMY);
+    // A retry may free what another one waits for.
+    loop {
+        let mut changed = false;
+        for service in tables.refused() {
+            let ports = wanted.iter().find(|(number, _)| name(**number) == service).map(|(_, ports)| ports.clone());
+            let (ops, _) = tables.update(&service, ports.unwrap_or_default(), now);
+            maps.run(&ops, now, ROOMY);
+            changed |= !ops.is_empty();
+        }
+        if !changed {
+            break;
+        }
     }
 }
 
