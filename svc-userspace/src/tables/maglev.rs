@@ -162,7 +162,9 @@ mod tests {
 
     fn shares(slots: &[u32]) -> HashMap<u32, u32> {
         let mut shares = HashMap::new();
-        slots.iter().for_each(|id| *shares.entry(*id).or_default() += 1);
+        for id in slots {
+            *shares.entry(*id).or_default() += 1;
+        }
         shares
     }
 
@@ -186,7 +188,7 @@ mod tests {
             let most = 1usize << (rung + LOWEST_RUNG as usize);
             let len = table_len(most);
             assert!(u64::from(len) >= 100 * most as u64);
-            assert!((2..).take_while(|d| d * d <= len).all(|d| !len.is_multiple_of(d)), "{len} is prime");
+            assert!((2..=len.isqrt()).all(|d| !len.is_multiple_of(d)), "{len} is prime");
         }
         assert_eq!(table_len(usize::MAX >> 1), table_len(MOST_BALANCED), "the ladder ends");
     }
@@ -222,8 +224,9 @@ mod tests {
                     moved += disrupted(&before, &builder.build(all.iter().copied().filter(|b| b.1 != gone)), gone);
                 }
             }
-            let share = moved as f64 / (f64::from(sample) * before.len() as f64);
-            assert!(share < 0.02, "{count} backends: {:.2}% of slots move needlessly", share * 100.0);
+            // The mean over those that leave stays below 2%: 1.5% at 8 and 16 backends, 0.5% at 500.
+            let all = sample as usize * before.len();
+            assert!(moved * 50 < all, "{count} backends: {moved} of {all} slots move needlessly");
         }
     }
 
