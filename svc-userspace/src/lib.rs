@@ -6,3 +6,4 @@ pub mod compile;
 pub mod kernel;
 pub mod model;
 pub mod tables;
+pub mod world;
