@@ -5,4 +5,5 @@
 pub mod compile;
 pub mod kernel;
 pub mod model;
+pub mod source;
 pub mod tables;
