@@ -5,5 +5,6 @@
 pub mod compile;
 pub mod kernel;
 pub mod model;
+pub mod source;
 pub mod tables;
 pub mod world;
