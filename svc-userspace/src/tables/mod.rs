@@ -63,3 +63,18 @@ pub struct Observed {
     /// SLOTS: contents of each distinct range that a frontend names, `(offset, backend ids)`.
     pub slots: Vec<(u32, Vec<u32>)>,
 }
+
+/// What the maps can hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Elements of SERVICES and STATS_SERVICE; one less can be used, since id 0 is never given.
+    pub services: u32,
+    /// Elements of BACKENDS_V4, BACKENDS_V6 and STATS_BACKEND; one less can be used, by both families together.
+    pub backends: u32,
+    /// Entries of FRONTENDS_V4.
+    pub frontends_v4: u32,
+    /// Entries of FRONTENDS_V6.
+    pub frontends_v6: u32,
+    /// Slots (not lines) of SLOTS.
+    pub slots: u32,
+}
