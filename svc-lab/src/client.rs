@@ -60,13 +60,27 @@ impl Request {
         self.with("--pad", bytes)
     }
 
-    /// So many requests: each on its own connection over TCP, all from one socket over UDP.
+    /// So many requests, each from a socket of its own unless [`kept`](Self::kept).
     #[must_use]
     pub fn count(self, count: u32) -> Self {
         self.with("--count", count)
     }
 
-    /// TCP: all requests on one connection. UDP: a connected socket.
+    /// All requests from one connection or socket.
+    #[must_use]
+    pub fn kept(mut self) -> Self {
+        self.options.push("--kept".into());
+        self
+    }
+
+    /// Send nothing more after a request that was not answered.
+    #[must_use]
+    pub fn stop_at_failure(mut self) -> Self {
+        self.options.push("--stop-at-failure".into());
+        self
+    }
+
+    /// UDP: a connected socket.
     #[must_use]
     pub fn connected(mut self) -> Self {
         self.options.push("--connected".into());
@@ -91,8 +105,8 @@ impl Request {
         self.with("--upload", bytes)
     }
 
-    fn with(mut self, option: &str, value: impl ToString) -> Self {
-        self.options.extend([option.to_owned(), value.to_string()]);
+    fn with(mut self, option: &str, value: impl std::fmt::Display + Copy) -> Self {
+        self.options.extend([option.to_owned(), format!("{value}")]);
         self
     }
 

@@ -219,6 +219,11 @@ impl Lab {
         Ok(pod)
     }
 
+    /// The pod of that name.
+    pub fn pod_named(&self, name: &str) -> Option<Pod> {
+        lock(&self.pods).get(name).cloned()
+    }
+
     /// Removes a pod: its processes, its namespace and with it its veth. It does not touch manifests.
     pub fn remove_pod(&self, name: &str) -> Result<(), LabError> {
         let pod = lock(&self.pods)
@@ -239,13 +244,13 @@ impl Lab {
         let mut command = place.command(binary::lab()?)?;
         let port = port.to_string();
         command.args(["echo", "--name", place.name(), "--tcp", &port, "--udp", &port]);
-        if !self.remains.keep {
+        if !self.spec.keep {
             command.arg("--with-stdin");
         }
         let key = format!("{}@{port}", place.name());
         let mut server = Process::start(command, &self.logs().join(format!("{key}.log")))?;
         server.line()?;
-        lock(&self.servers).insert(key, server);
+        lock(&self.servers).insert(key, server.kept(self.spec.keep));
         Ok(())
     }
 
@@ -268,10 +273,7 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         // Children are reaped first; `Remains`, the last field, then removes the rest.
-        let servers = std::mem::take(&mut *lock(&self.servers));
-        if self.remains.keep {
-            servers.into_values().for_each(Process::leave);
-        }
+        lock(&self.servers).clear();
     }
 }
 

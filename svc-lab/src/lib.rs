@@ -18,12 +18,15 @@
 //! # }
 //! ```
 
+mod agent;
 mod binary;
 mod client;
 mod cni;
+pub mod demo;
 pub mod echo;
 mod error;
 mod lab;
+pub mod manifests;
 mod place;
 pub mod plan;
 pub mod probe;
@@ -33,13 +36,15 @@ mod teardown;
 mod topology;
 mod wait;
 
+pub use agent::{Agent, HEALTHZ, METRICS, Source, http_get, says_synced};
 pub use client::{Request, Steady};
 pub use echo::Answer;
 pub use error::LabError;
 pub use lab::{Lab, Node, Pod};
+pub use manifests::{Endpoint, Manifests, Service};
 pub use place::Place;
 pub use plan::Addresses;
 pub use probe::{Failure, FailureKind, Protocol, Report, Success};
 pub use spec::{Cni, Mtu, Spec};
-pub use teardown::clean;
+pub use teardown::{clean, remove_own};
 pub use wait::until;

@@ -1,5 +1,7 @@
 //! The command line of the lab: echo servers, probes, clean-up, and the demonstration.
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 /// Clusters of network namespaces on one machine
@@ -16,6 +18,8 @@ enum Task {
     Echo(svc_lab::echo::Options),
     /// Send requests and print who answered, as lines of JSON
     Probe(svc_lab::probe::Options),
+    /// Build a cluster of two nodes and show every path of a Service
+    Demo(svc_lab::demo::Options),
     /// Remove what labs left behind whose process is gone
     Clean {
         /// Only the lab of this name
@@ -24,10 +28,21 @@ enum Task {
     },
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
-        Task::Echo(options) => svc_lab::echo::run(&options)?,
-        Task::Probe(options) => svc_lab::probe::run(&options)?,
+fn main() -> ExitCode {
+    match run(&Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: &Task) -> anyhow::Result<()> {
+    match task {
+        Task::Echo(options) => svc_lab::echo::run(options)?,
+        Task::Probe(options) => svc_lab::probe::run(options)?,
+        Task::Demo(options) => svc_lab::demo::run(options)?,
         Task::Clean { lab } => {
             for id in svc_lab::clean(lab.as_deref())? {
                 println!("removed {id}");

@@ -77,7 +77,7 @@ fn host(node: u8, number: u8) -> Addresses {
 /// The hexadecimal number that is written with the digits of the decimal one, so that both families read alike.
 fn digits(number: u8) -> u16 {
     let number = u16::from(number);
-    (number / 100) << 8 | (number / 10 % 10) << 4 | number % 10
+    (number / 100) << 8 | (number / 10 % 10) << 4 | (number % 10)
 }
 
 #[cfg(test)]

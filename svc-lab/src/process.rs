@@ -21,6 +21,7 @@ pub(crate) struct Process {
     line: String,
     log: PathBuf,
     stdout: Option<BufReader<ChildStdout>>,
+    keep: bool,
 }
 
 impl Process {
@@ -31,7 +32,7 @@ impl Process {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(file);
         let mut child = command.spawn().map_err(LabError::io(format!("start {line}")))?;
         let stdout = child.stdout.take().map(BufReader::new);
-        Ok(Self { child, line, log: log.into(), stdout })
+        Ok(Self { child, line, log: log.into(), stdout, keep: false })
     }
 
     /// Starts a command whose standard output and error both go to `log`, with no standard input.
@@ -41,7 +42,7 @@ impl Process {
         let other = file.try_clone().map_err(LabError::path("open the log", log))?;
         command.stdin(Stdio::null()).stdout(other).stderr(file);
         let child = command.spawn().map_err(LabError::io(format!("start {line}")))?;
-        Ok(Self { child, line, log: log.into(), stdout: None })
+        Ok(Self { child, line, log: log.into(), stdout: None, keep: false })
     }
 
     /// The next line of its standard output; an error with the end of the log when there is none.
@@ -100,14 +101,11 @@ impl Process {
         self.child.try_wait().map_err(LabError::io(format!("wait for {}", self.line)))
     }
 
-    /// Waits for its end.
-    pub(crate) fn wait(&mut self) -> Result<ExitStatus, LabError> {
-        self.child.wait().map_err(LabError::io(format!("wait for {}", self.line)))
-    }
-
-    /// Lets it run on after this process has ended.
-    pub(crate) fn leave(self) {
-        std::mem::forget(self);
+    /// Lets it run on when this is dropped.
+    #[must_use]
+    pub(crate) fn kept(mut self, keep: bool) -> Self {
+        self.keep = keep;
+        self
     }
 
     /// The last lines of its log.
@@ -124,6 +122,9 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        if self.keep {
+            return;
+        }
         // Both fail only if the process is gone already, which is what is wanted.
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -64,24 +64,35 @@ impl Traces {
 
 /// Removes what labs whose process is gone left behind; `only`: just that lab. Returns the names of those removed.
 pub fn clean(only: Option<&str>) -> Result<Vec<String>, LabError> {
-    let mut ids: Vec<String> = Vec::new();
-    let cgroups = cgroup_mount()?;
-    for directory in [Path::new(STATE), &cgroups, Path::new(BPFFS), Path::new("/run/netns")] {
-        for name in names(directory)? {
-            let id = name.splitn(4, '-').take(3).collect::<Vec<_>>().join("-");
-            if name.starts_with(PREFIX) && only.is_none_or(|only| only == id) && !ids.contains(&id) {
-                ids.push(id);
-            }
-        }
-    }
     let mut removed = Vec::new();
-    for id in ids {
-        if !is_alive(&id)? {
+    for id in found()? {
+        if only.is_none_or(|only| only == id) && !is_alive(&id)? {
             remove(&id)?;
             removed.push(id);
         }
     }
     Ok(removed)
+}
+
+/// Removes the labs of this process under its hands: for the moment before an exit that runs no destructors.
+pub fn remove_own() -> Result<(), LabError> {
+    let own = format!("{PREFIX}{}-", std::process::id());
+    found()?.iter().filter(|id| id.starts_with(&own)).try_for_each(|id| remove(id))
+}
+
+/// Names of all labs that have left a trace.
+fn found() -> Result<Vec<String>, LabError> {
+    let mut ids: Vec<String> = Vec::new();
+    let cgroups = cgroup_mount()?;
+    for directory in [Path::new(STATE), &cgroups, Path::new(BPFFS), Path::new("/run/netns")] {
+        for name in names(directory)? {
+            let id = name.splitn(4, '-').take(3).collect::<Vec<_>>().join("-");
+            if name.starts_with(PREFIX) && !ids.contains(&id) {
+                ids.push(id);
+            }
+        }
+    }
+    Ok(ids)
 }
 
 /// Whether the process that built the lab still holds it.
@@ -113,8 +124,8 @@ pub(crate) fn remove(id: &str) -> Result<(), LabError> {
     let mine = |name: &String| name.starts_with(&format!("{id}-"));
     let namespaces: Vec<String> = names(Path::new("/run/netns"))?.into_iter().filter(mine).collect();
     if !namespaces.is_empty() {
-        let batch: String = namespaces.iter().map(|name| format!("netns delete {name}\n")).collect();
-        note(capture(Command::new("ip").args(["-force", "-batch", "-"]), Some(&batch)).map(drop));
+        let batch: Vec<String> = namespaces.iter().map(|name| format!("netns delete {name}\n")).collect();
+        note(capture(Command::new("ip").args(["-force", "-batch", "-"]), Some(&batch.concat())).map(drop));
     }
     note(remove_cgroups(&cgroup));
     note(remove_files(&state_of(id)));

@@ -19,8 +19,8 @@ use crate::{
 pub(crate) fn namespaces(traces: &Traces, spec: &Spec) -> Result<Vec<Place>, LabError> {
     let fixed = ["sw", "router", "outside"].map(str::to_owned);
     let names: Vec<String> = fixed.into_iter().chain((1..=spec.nodes).map(|index| format!("node{index}"))).collect();
-    let batch: String = names.iter().map(|name| format!("netns add {}\n", traces.namespace(name))).collect();
-    capture(Command::new("ip").args(["-batch", "-"]), Some(&batch))?;
+    let batch: Vec<String> = names.iter().map(|name| format!("netns add {}\n", traces.namespace(name))).collect();
+    capture(Command::new("ip").args(["-batch", "-"]), Some(&batch.concat()))?;
     names
         .iter()
         .map(|name| {
@@ -82,8 +82,9 @@ pub(crate) fn wire(switch: &Place, router: &Place, outside: &Place, spec: &Spec)
 /// Routes the load balancer addresses to a node.
 pub(crate) fn route_vips(router: &Place, node: u8) -> Result<(), LabError> {
     let via = plan::node(node).both();
-    let batch: String = VIP_NETS.iter().zip(via).map(|(net, via)| format!("route replace {net} via {via}\n")).collect();
-    router.ip(&batch).map(drop)
+    let batch: Vec<String> =
+        VIP_NETS.iter().zip(via).map(|(net, via)| format!("route replace {net} via {via}\n")).collect();
+    router.ip(&batch.concat()).map(drop)
 }
 
 /// Adds a route at the router, e.g. of the Service CIDR.

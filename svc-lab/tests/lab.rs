@@ -3,7 +3,7 @@
 use std::{net::IpAddr, path::Path, process::Command};
 
 use anyhow::Result;
-use svc_lab::{Cni, FailureKind, Lab, Mtu, Place, Request, Spec, plan};
+use svc_lab::{Cni, FailureKind, Lab, Mtu, Place, Request, Source, Spec, plan};
 
 /// Asks over both families and protocols; the server must be `name` and see the client `seen` gives for the family.
 fn reach(from: &Place, to: svc_lab::Addresses, name: &str, seen: impl Fn(IpAddr) -> IpAddr) {
@@ -125,7 +125,7 @@ fn many_requests_large_answers_and_chosen_ports() -> Result<()> {
         }
         let padded = client.ask(&Request::udp((address, 8080)).pad(9000).connected())?;
         assert_eq!(padded.answer.padding.len(), 9000);
-        let kept = client.ask_all(&Request::tcp((address, 8080)).count(3).connected().from_port(41_000))?;
+        let kept = client.ask_all(&Request::tcp((address, 8080)).count(3).kept().from_port(41_000))?;
         let ports: Vec<u16> =
             kept.into_iter().map(|success| success.map(|it| it.source.port())).collect::<Result<_, _>>()?;
         assert_eq!(ports, [41_000; 3]);
@@ -271,7 +271,7 @@ fn what_a_killed_process_left_is_cleaned_and_what_lives_is_not() -> Result<()> {
     assert!(pod.tcp((pod.addresses.v4, 8080)).is_ok());
     drop((lab, pod));
     assert!(!traces(&id).is_empty());
-    assert_eq!(svc_lab::clean(Some(&id))?, [id.clone()]);
+    assert_eq!(svc_lab::clean(Some(&id))?, std::slice::from_ref(&id));
     assert_eq!(traces(&id), Vec::<String>::new());
     Ok(())
 }
@@ -283,5 +283,43 @@ fn a_lab_that_makes_no_sense_is_refused() -> Result<()> {
     let lab = Lab::build(Spec { nodes: 1, ..Spec::default() })?;
     let error = lab.pod(1, "a b").expect_err("a space");
     assert!(error.to_string().contains("\"a b\""), "{error}");
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_ends_at_once_is_reported_with_its_log() -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let lab = Lab::build(Spec { nodes: 1, ..Spec::default() })?;
+    let program = lab.directory().join("svc");
+    std::fs::write(&program, "#!/bin/sh\necho \"error: no kernel for $2 $3\" >&2\nexit 3\n")?;
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))?;
+    let manifests = lab.manifests("manifests")?;
+    let mut agent = lab.agent(1, Source::Manifests(manifests.path()), &[])?;
+    agent.set_program(&program);
+    agent.start()?;
+    assert!(agent.start().is_err(), "it runs already");
+    let error = agent.wait_ready().expect_err("it ended").to_string();
+    assert!(error.contains("error: no kernel for --node-name node1"), "{error}");
+    assert!(error.contains("exit status: 3"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn an_agent_is_killed_with_its_own_signal_and_can_start_again() -> Result<()> {
+    use std::os::unix::{fs::PermissionsExt, process::ExitStatusExt};
+    let lab = Lab::build(Spec { nodes: 1, ..Spec::default() })?;
+    let program = lab.directory().join("svc");
+    std::fs::write(&program, "#!/bin/sh\nexec sleep 1000\n")?;
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))?;
+    let manifests = lab.manifests("manifests")?;
+    let mut agent = lab.agent(1, Source::Manifests(manifests.path()), &[])?;
+    agent.set_program(&program);
+    agent.start()?;
+    let procs = std::fs::read_to_string(lab.node(1).cgroup().join("cgroup.procs"))?;
+    assert!(procs.lines().any(|line| Some(line) == agent.id().map(|id| id.to_string()).as_deref()), "{procs}");
+    assert_eq!(agent.terminate()?.signal(), Some(15));
+    agent.start()?;
+    agent.kill()?;
+    assert!(agent.id().is_none());
     Ok(())
 }

@@ -46,13 +46,13 @@ pub(crate) fn pod_side(cni: Cni) -> &'static str {
 
 /// Plain routes to the other nodes' pods, through the nodes' addresses.
 fn routes(node: &Place, index: u8, spec: &Spec) -> Result<(), LabError> {
-    let batch: String = others(index, spec)
+    let batch: Vec<String> = others(index, spec)
         .map(|other| {
             let (net, via) = (plan::pod_net(other), plan::node(other));
             format!("route add {}/24 via {}\nroute add {}/64 via {}\n", net.v4, via.v4, net.v6, via.v6)
         })
         .collect();
-    node.ip(&batch).map(drop)
+    node.ip(&batch.concat()).map(drop)
 }
 
 fn others(index: u8, spec: &Spec) -> impl Iterator<Item = u8> {

@@ -38,10 +38,16 @@ pub struct Options {
     /// Length of padding to ask for in each answer, in bytes
     #[arg(long, default_value_t = 0)]
     pub pad: usize,
-    /// Number of requests: each on a connection of its own (TCP) or all on one socket (UDP)
+    /// Number of requests, each from a socket of its own
     #[arg(long, default_value_t = 1)]
     pub count: u32,
-    /// TCP: all requests on one connection; UDP: connect the socket
+    /// Send all requests from one connection or socket
+    #[arg(long)]
+    pub kept: bool,
+    /// Send nothing more after a request that was not answered
+    #[arg(long)]
+    pub stop_at_failure: bool,
+    /// UDP: connect the socket
     #[arg(long)]
     pub connected: bool,
     /// Milliseconds to wait for a connection and for each answer
@@ -161,10 +167,27 @@ pub fn run(options: &Options) -> io::Result<()> {
     if let Some(interval) = options.steady {
         return steady::run(options, Duration::from_millis(interval));
     }
-    match options.protocol {
-        Protocol::Tcp => tcp::run(options),
-        Protocol::Udp => udp::run(options),
+    if options.download.is_some() || options.upload.is_some() {
+        return print_result(tcp::transfer(options));
     }
+    let mut kept = None;
+    for number in 0..options.count {
+        let started = Instant::now();
+        let channel = kept.take().map_or_else(|| Channel::open(options), Ok);
+        let result = channel.and_then(|mut channel| {
+            let success = channel.request(&request(options, number.into()), started)?;
+            if options.kept {
+                kept = Some(channel);
+            }
+            Ok(success)
+        });
+        let failed = result.is_err();
+        print_result(result)?;
+        if failed && options.stop_at_failure {
+            break;
+        }
+    }
+    Ok(())
 }
 
 fn print(outcome: &Outcome) -> io::Result<()> {

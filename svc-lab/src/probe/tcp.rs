@@ -3,7 +3,7 @@
 use std::{
     io::{self, BufRead, BufReader, Write},
     net::{SocketAddr, TcpStream},
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     time::{Duration, Instant},
 };
 
@@ -14,9 +14,8 @@ use nix::{
         AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, getsockopt, setsockopt, socket, sockopt,
     },
 };
-use std::os::fd::AsFd;
 
-use super::{Options, Success, check, micros, print_result, request, source, time_left};
+use super::{Options, Success, check, micros, source, time_left};
 use crate::echo::{
     Answer, FNV_OFFSET, canonical, fnv1a, pattern,
     tcp::{receive, send},
@@ -26,30 +25,6 @@ use crate::echo::{
 pub(super) struct Connection {
     reader: BufReader<TcpStream>,
     timeout: Duration,
-}
-
-/// Runs the probe that was asked for.
-pub(super) fn run(options: &Options) -> io::Result<()> {
-    if options.download.is_some() || options.upload.is_some() {
-        return print_result(transfer(options));
-    }
-    let mut kept = None;
-    for number in 0..options.count {
-        let started = Instant::now();
-        let result = match kept.take() {
-            Some(connection) => Ok(connection),
-            None => Connection::open(options),
-        }
-        .and_then(|mut connection| {
-            let success = connection.request(&request(options, number.into()), started)?;
-            if options.connected {
-                kept = Some(connection);
-            }
-            Ok(success)
-        });
-        print_result(result)?;
-    }
-    Ok(())
 }
 
 impl Connection {
@@ -105,7 +80,7 @@ impl Connection {
 }
 
 /// A long transfer; the answer's length and hash are those of the bytes that arrived, checked against what was sent.
-fn transfer(options: &Options) -> io::Result<Success> {
+pub(super) fn transfer(options: &Options) -> io::Result<Success> {
     let started = Instant::now();
     let mut connection = Connection::open(options)?;
     let wrong = |length: u64| {

@@ -8,27 +8,15 @@ use std::{
 
 use nix::sys::socket::{setsockopt, sockopt};
 
-use super::{Options, Success, check, micros, print_result, request, source, time_left};
+use super::{Options, Success, check, micros, source, time_left};
 use crate::echo::{Answer, canonical};
 
 /// One socket, connected or not.
 pub(super) struct Socket {
-    socket: UdpSocket,
+    inner: UdpSocket,
     destination: SocketAddr,
     connected: bool,
     timeout: Duration,
-}
-
-/// Sends all requests on one socket, one after the other.
-pub(super) fn run(options: &Options) -> io::Result<()> {
-    let mut socket = match Socket::open(options) {
-        Ok(socket) => socket,
-        Err(error) => return print_result(Err(error)),
-    };
-    for number in 0..options.count {
-        print_result(socket.request(&request(options, number.into()), Instant::now()))?;
-    }
-    Ok(())
 }
 
 impl Socket {
@@ -44,24 +32,24 @@ impl Socket {
             setsockopt(&socket, sockopt::Ipv6RecvErr, &true)?;
         }
         let timeout = Duration::from_millis(options.timeout);
-        Ok(Self { socket, destination, connected: options.connected, timeout })
+        Ok(Self { inner: socket, destination, connected: options.connected, timeout })
     }
 
     /// Sends one datagram and waits for its answer; answers to earlier requests are passed over.
     pub(super) fn request(&mut self, request: &[u8], started: Instant) -> io::Result<Success> {
         if self.connected {
-            self.socket.send(request)?;
+            self.inner.send(request)?;
         } else {
-            self.socket.send_to(request, self.destination)?;
+            self.inner.send_to(request, self.destination)?;
         }
         let deadline = Instant::now() + self.timeout;
         let mut buffer = vec![0; 1 << 16];
         loop {
-            self.socket.set_read_timeout(Some(time_left(deadline)?))?;
+            self.inner.set_read_timeout(Some(time_left(deadline)?))?;
             let (length, from) = if self.connected {
-                (self.socket.recv(&mut buffer)?, self.socket.peer_addr()?)
+                (self.inner.recv(&mut buffer)?, self.inner.peer_addr()?)
             } else {
-                self.socket.recv_from(&mut buffer)?
+                self.inner.recv_from(&mut buffer)?
             };
             let answer: Answer = serde_json::from_slice(&buffer[..length])
                 .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
@@ -72,7 +60,7 @@ impl Socket {
             check(&answer, request)?;
             return Ok(Success {
                 answer,
-                source: canonical(self.socket.local_addr()?),
+                source: canonical(self.inner.local_addr()?),
                 peer: canonical(from),
                 micros: micros(started),
             });
