@@ -2,7 +2,11 @@
 //!
 //! `source → model → compile → tables → kernel`: each module knows only its left neighbour's output type.
 
+pub mod agent;
+pub mod cli;
 pub mod compile;
+pub mod health;
 pub mod kernel;
+pub mod metrics;
 pub mod model;
 pub mod tables;
