@@ -9,4 +9,6 @@ pub mod health;
 pub mod kernel;
 pub mod metrics;
 pub mod model;
+pub mod source;
 pub mod tables;
+pub mod world;
