@@ -1,15 +1,16 @@
 //! Programs on interfaces: those that cannot be attached are tried again, until they can or the interface is gone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     kernel::{Dataplane, InterfaceSpec},
     metrics::Metrics,
 };
 
-/// Interfaces that have no programs although they should.
+/// Interfaces that carry Service traffic, and those among them that have no programs yet.
 #[derive(Debug, Default)]
 pub(super) struct Links {
+    wanted: BTreeSet<u32>,
     missing: BTreeMap<u32, Missing>,
 }
 
@@ -24,6 +25,7 @@ impl Links {
     /// Attaches the programs, or remembers to.
     pub(super) fn set(&mut self, spec: InterfaceSpec, dataplane: &mut Dataplane, metrics: &Metrics, now_ms: u64) {
         self.missing.remove(&spec.index);
+        self.wanted.insert(spec.index);
         self.attempt(spec, 0, dataplane, metrics, now_ms);
         metrics.set_interfaces_missing(self.missing.len());
     }
@@ -31,7 +33,24 @@ impl Links {
     /// Forgets an interface.
     pub(super) fn gone(&mut self, index: u32, dataplane: &mut Dataplane) {
         self.missing.remove(&index);
-        dataplane.remove_interface(index);
+        self.wanted.remove(&index);
+        if let Err(error) = dataplane.remove_interface(index) {
+            tracing::warn!(index, "cannot forget an interface that is gone: {:#}", anyhow::Error::from(error));
+        }
+    }
+
+    /// Removes the programs of interfaces that an earlier agent attached to and that are no longer wanted.
+    pub(super) fn retain(&mut self, dataplane: &mut Dataplane) {
+        match dataplane.interfaces() {
+            Ok(mut found) => {
+                found.retain(|index| !self.wanted.contains(index));
+                for index in found {
+                    tracing::info!(index, "detaching from an interface that carries no Service traffic any more");
+                    self.gone(index, dataplane);
+                }
+            }
+            Err(error) => tracing::warn!("cannot list attachments: {:#}", anyhow::Error::from(error)),
+        }
     }
 
     /// Tries those whose time has come.

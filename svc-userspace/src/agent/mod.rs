@@ -26,7 +26,7 @@ use self::{engine::Engine, links::Links, node::NodePortAddresses};
 use crate::{
     health::{self, Health},
     interfaces::{self, InterfaceEvent, InterfaceOptions},
-    kernel::{self, AttachMode, Dataplane, MASQUERADE_MARK, view::Pins},
+    kernel::{self, AttachMode, Dataplane, MASQUERADE_MARK, check::Verdict, view::Pins},
     masquerade,
     metrics::Metrics,
     model::Change,
@@ -106,7 +106,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     })
     .context("cannot start the dataplane")?;
     masquerade::install(MASQUERADE_MARK).context("cannot install the masquerade rule")?;
-    warn_about_forwarding();
+    warn_about_lacks(&options);
     tracing::info!(
         node = %options.node_name,
         bpffs = %options.bpffs.display(),
@@ -302,6 +302,7 @@ impl Agent {
             }
             InterfaceEvent::Synced => {
                 self.set_node();
+                self.links.retain(self.engine.maps());
                 self.engine.interfaces_listed();
             }
         }
@@ -319,14 +320,11 @@ impl Agent {
     }
 }
 
-/// Packets between interfaces need the kernel's forwarding, which is the administrator's to switch on.
-fn warn_about_forwarding() {
-    for (file, family) in [("/proc/sys/net/ipv4/ip_forward", "IPv4"), ("/proc/sys/net/ipv6/conf/all/forwarding", "IPv6")] {
-        if std::fs::read_to_string(file).is_ok_and(|value| value.trim() == "0") {
-            tracing::warn!(
-                file,
-                "{family} forwarding is off: only endpoints reached without routing will answer; write 1 to the file"
-            );
+/// Says what works less well than it could on this machine.
+fn warn_about_lacks(options: &Options) {
+    for finding in kernel::check::run(&options.bpffs, options.cgroup.as_deref()) {
+        if finding.verdict != Verdict::Ok {
+            tracing::warn!("{}: {}: {}", finding.what, finding.consequence, finding.remedy);
         }
     }
 }

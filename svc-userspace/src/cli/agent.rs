@@ -159,11 +159,11 @@ pub fn run(bpffs: PathBuf, args: AgentArgs) -> anyhow::Result<()> {
         (Some(dir), _) => agent::Source::Manifests(dir.clone()),
         (None, kubeconfig) => agent::Source::Kubernetes(kubeconfig.clone()),
     };
-    preflight::check(&bpffs).context("cannot start the agent")?;
     let cgroup = match args.socket_lb {
         SocketLb::Off => None,
         _ => Some(preflight::cgroup(args.cgroup.as_deref()).context("cannot start the agent")?),
     };
+    preflight::check(&bpffs, cgroup.as_deref()).context("cannot start the agent")?;
     let options = agent::Options {
         node_name: Arc::from(args.node_name),
         source,

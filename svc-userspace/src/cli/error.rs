@@ -15,6 +15,11 @@ impl Hinted {
     pub fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { message: message.into(), hint: hint.into() }
     }
+
+    /// What to do.
+    pub fn hint(&self) -> &str {
+        &self.hint
+    }
 }
 
 /// `error: …: caused by …`, then `hint: …` if an error of the chain has one. A cause whose text its effect already

@@ -161,7 +161,9 @@ pub fn table(rows: &[ServiceRow], wide: bool) -> Table {
     }
     let mut table = Table::new(headers);
     for row in rows {
-        let of = |kind: &str| row.frontends.iter().filter(|f| f.kinds.contains(&kind)).map(|f| split(&f.address));
+        let of = |kind: &'static str| {
+            row.frontends.iter().filter(move |f| f.kinds.contains(&kind)).map(|f| split(&f.address))
+        };
         let external: Vec<_> = of("load-balancer").chain(of("external-ip")).map(|(address, _)| address).collect();
         let backends = match row.terminating_backends {
             0 => row.active_backends.to_string(),
