@@ -123,3 +123,97 @@ impl World {
         &self.context
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Endpoint, Family, Problem, Protocol, ServicePort, SlicePort};
+
+    fn name(text: &str) -> ObjectName {
+        ObjectName::new("default", text)
+    }
+
+    fn service(text: &str) -> Change {
+        let service = Service {
+            name: name(text),
+            cluster_ips: vec!["10.96.0.1".parse().expect("an address")],
+            external_ips: vec![],
+            load_balancer_ips: vec![],
+            source_ranges: vec![],
+            ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: Some(30080) }],
+            external_local: false,
+            internal_local: false,
+            affinity_seconds: None,
+            health_check_node_port: None,
+        };
+        Change::Service(name(text), Some(Box::new(service)))
+    }
+
+    fn slice(text: &str, service: &str) -> Change {
+        let endpoint = Endpoint {
+            address: "10.0.0.1".parse().expect("an address"),
+            ready: true,
+            serving: true,
+            terminating: false,
+            node: None,
+            hint_nodes: vec![],
+            hint_zones: vec![],
+        };
+        let slice = Slice {
+            name: name(text),
+            service: name(service),
+            family: Family::V4,
+            ports: vec![SlicePort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }],
+            endpoints: vec![endpoint],
+            triggered_ms: None,
+        };
+        Change::Slice(name(text), Some(Box::new(slice)))
+    }
+
+    fn dirty_after(world: &mut World, change: Change) -> Vec<ObjectName> {
+        world.apply(change);
+        world.take_dirty()
+    }
+
+    #[test]
+    fn a_change_makes_its_own_services_dirty_and_a_repetition_none() {
+        let mut world = World::new();
+        assert_eq!(dirty_after(&mut world, slice("a", "web")), [name("web")]);
+        assert_eq!(dirty_after(&mut world, slice("a", "web")), []);
+        assert_eq!(dirty_after(&mut world, service("web")), [name("web")]);
+        assert_eq!(dirty_after(&mut world, service("web")), []);
+        assert_eq!(world.compile(&name("web"))[0].cluster, [0]);
+        assert_eq!(dirty_after(&mut world, slice("a", "other")), [name("other"), name("web")], "it moved");
+        assert_eq!(world.slices_of(&name("web")).count(), 0);
+        assert_eq!(dirty_after(&mut world, Change::Slice(name("a"), None)), [name("other")]);
+        assert_eq!(dirty_after(&mut world, Change::Service(name("web"), None)), [name("web")]);
+        assert_eq!(dirty_after(&mut world, Change::Service(name("web"), None)), []);
+        assert_eq!(world.compile(&name("web")), []);
+    }
+
+    #[test]
+    fn another_node_context_makes_every_service_dirty() {
+        let mut world = World::new();
+        world.apply(service("web"));
+        world.take_dirty();
+        let context = NodeContext { name: "node-a".into(), ..NodeContext::default() };
+        world.set_node(context.clone());
+        assert_eq!(world.take_dirty(), [name("web")]);
+        world.set_node(context);
+        assert_eq!(world.take_dirty(), []);
+    }
+
+    #[test]
+    fn the_node_and_the_first_sync_are_remembered() {
+        let mut world = World::new();
+        assert!(!world.is_synced() && world.node().is_none());
+        let problem =
+            Problem { kind: "Service", name: "default/web".into(), field: "spec".into(), message: "is wrong".into() };
+        for change in [Change::Node(Some(Box::default())), Change::Problem(problem), Change::Synced] {
+            assert_eq!(dirty_after(&mut world, change), []);
+        }
+        assert!(world.is_synced() && world.node().is_some());
+        world.apply(Change::Node(None));
+        assert!(world.node().is_none());
+    }
+}

@@ -52,8 +52,8 @@ pub(super) fn select(
         .enumerate()
         .map(|(index, (address, endpoint))| {
             let in_cluster = cluster.binary_search(&index).is_ok();
-            let used = uses_cluster && in_cluster || uses_local && local.binary_search(&index).is_ok();
-            let unused = if used {
+            let named = uses_cluster && in_cluster || uses_local && local.binary_search(&index).is_ok();
+            let unused = if named {
                 None
             } else if !endpoint.ready {
                 Some(if endpoint.terminating { Unused::Terminating } else { Unused::NotReady })

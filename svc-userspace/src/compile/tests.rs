@@ -230,7 +230,7 @@ fn slices_of_other_services_families_ports_and_protocols_are_ignored() {
 }
 
 fn any_endpoint() -> impl Strategy<Value = Endpoint> {
-    let names = |names: [&'static str; 3]| vec(proptest::sample::select(&names[..]).prop_map(Into::into), 0..3);
+    let names = |names: [&'static str; 3]| vec(proptest::sample::select(names.to_vec()).prop_map(Into::into), 0..3);
     (
         1u8..12,
         any::<[bool; 3]>(),

@@ -135,7 +135,7 @@ impl Tables {
         }
         let Adopted { unclaimed: _, frontends, services, backends, slots } = std::mem::take(&mut self.adopted);
         let mut phases = Phases::default();
-        for address in frontends {
+        for address in frontends.into_iter().chain(self.take_broken()) {
             *self.frontend_count(&address) -= 1;
             phases.remove_frontends.push(Op::RemoveFrontend(address));
         }
@@ -156,6 +156,25 @@ impl Tables {
         }
         ops.extend(phases.into_ops());
         ops
+    }
+
+    /// Takes frontends whose slots are not what they should be from their ports. Updates have rewritten all but those of
+    /// refused ports, which keep what they had, and what these had is of no use.
+    fn take_broken(&mut self) -> Vec<FrontendAddress> {
+        let mut broken = Vec::new();
+        for port in self.services.values_mut().flat_map(BTreeMap::values_mut) {
+            let Port { ranges, frontends, .. } = port;
+            let right = |range: SlotRange| range.len == 0 || ranges.iter().any(|other| other.slots == range);
+            broken.extend(
+                frontends
+                    .extract_if(.., |_, entry| !right(entry.inside) || !right(entry.outside))
+                    .map(|(address, _)| address),
+            );
+        }
+        for address in &broken {
+            self.owners.remove(address);
+        }
+        broken
     }
 }
 

@@ -188,7 +188,7 @@ impl Tables {
     }
 
     /// Services of which a port is refused, sorted: what refused it may be gone after other updates, after
-    /// `finish_adoption` or `expire`, so they are to be updated again then.
+    /// `finish_adoption` or `expire`, so they are to be updated again then, until a round of it yields no operation.
     pub fn refused(&self) -> Vec<ObjectName> {
         self.refused.iter().cloned().collect()
     }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use svc_common::SlotRange;
 
-use super::{FrontendAddress, Port, Reason, Tables, maglev, to_service_name};
+use super::{Fill, FrontendAddress, Port, Reason, Tables, Usage, maglev, to_service_name};
 use crate::{
     compile::{PortKey, PortTable, Set},
     model::{Family, ObjectName},
@@ -135,7 +135,7 @@ impl Tables {
 
     fn ids_fit(&self, service: &ObjectName, desired: &Desired, order: &[PortKey]) -> Result<(), (PortKey, Reason)> {
         let old = self.services.get(service);
-        let fill = self.fill();
+        let Fill { services: all_services, backends: all_backends, .. } = self.fill();
         let mut services = self.service_ids.available();
         let mut backends = self.backend_ids.available();
         for key in order {
@@ -145,7 +145,7 @@ impl Tables {
             }
             let is_new = |address| port.is_none_or(|port| !port.backends.contains_key(address));
             let new = desired[key].backends.iter().filter(|backend| is_new(&backend.address)).count();
-            let full = |what, needed, available, usage: super::Usage| Reason::Full {
+            let full = |what, needed, available, usage: Usage| Reason::Full {
                 what,
                 needed: needed as u64,
                 available: available as u64,
@@ -154,10 +154,10 @@ impl Tables {
             };
             let own = usize::from(port.is_none());
             if own > services {
-                return Err((key.clone(), full("ids of SERVICES", own, services, fill.services)));
+                return Err((key.clone(), full("ids of SERVICES", own, services, all_services)));
             }
             if new > backends {
-                return Err((key.clone(), full("ids of BACKENDS", new, backends, fill.backends)));
+                return Err((key.clone(), full("ids of BACKENDS", new, backends, all_backends)));
             }
             services -= own;
             backends -= new;

@@ -111,7 +111,7 @@ impl Tables {
     fn drop_port(&mut self, port: Port, now_ms: u64, phases: &mut Phases) {
         let Port { id, backends, ranges, frontends: _ } = port;
         for (id, value) in backends.into_values() {
-            self.drop_backend(id, value, now_ms, phases);
+            self.drop_backend(id, &value, now_ms, phases);
         }
         for range in ranges {
             self.slots.release(range.slots, now_ms);
@@ -121,8 +121,8 @@ impl Tables {
         phases.remove_names.push(Op::RemoveService(id));
     }
 
-    fn drop_backend(&mut self, id: u32, value: BackendValue, now_ms: u64, phases: &mut Phases) {
-        phases.lower_backends.push(Op::SetBackend(id, BackendValue { state: BackendState::Gone, ..value }));
+    fn drop_backend(&mut self, id: u32, value: &BackendValue, now_ms: u64, phases: &mut Phases) {
+        phases.lower_backends.push(Op::SetBackend(id, BackendValue { state: BackendState::Gone, ..value.clone() }));
         self.backend_ids.release(id, now_ms);
     }
 
@@ -141,7 +141,7 @@ impl Tables {
             port.backends.insert(address, entry);
         }
         for (id, value) in old.backends.into_values() {
-            self.drop_backend(id, value, now_ms, phases);
+            self.drop_backend(id, &value, now_ms, phases);
         }
         port.ranges = ranges.iter().map(|range| self.program_range(range, &table, &port, phases)).collect();
         for range in old.ranges.into_iter().filter(|range| !port.ranges.contains(range)) {
