@@ -1,7 +1,5 @@
 //! The dataplane as the engine sees it.
 
-use svc_common::config::CONFIG_SYNCED;
-
 use super::engine::Maps;
 use crate::{kernel::Dataplane, tables::Op};
 
@@ -13,7 +11,6 @@ impl Maps for Dataplane {
     }
 
     fn set_synced(&mut self) -> Result<(), anyhow::Error> {
-        self.add_config_flags(CONFIG_SYNCED)?;
-        Ok(())
+        Ok(Self::set_synced(self)?)
     }
 }

@@ -15,7 +15,6 @@ use std::{
 };
 
 use anyhow::Context;
-use svc_common::config::CONFIG_SYNCED;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -93,15 +92,12 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     // A client that cannot be made is known before the kernel is touched.
     let source = connect(&options.source).await?;
 
-    // The dataplane that is adopted was complete if it says so, and stays it until this agent has caught up.
-    let before = Pins::open(&options.bpffs).and_then(|pins| pins.snapshot());
-    let synced_before = before.map_or(0, |snapshot| snapshot.config.flags & CONFIG_SYNCED);
-    let (dataplane, observed) = Dataplane::start(kernel::Options {
+    let (dataplane, observed) = Dataplane::start(&kernel::Options {
         bpffs: options.bpffs.clone(),
         cgroup: options.cgroup.clone(),
         capacity: options.capacity,
         flows: options.flows,
-        config_flags: options.config_flags | synced_before,
+        config_flags: options.config_flags,
         attach: AttachMode::Auto,
     })
     .context("cannot start the dataplane")?;
