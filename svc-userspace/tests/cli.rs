@@ -50,7 +50,8 @@ fn help_has_every_command_examples_and_what_each_reads() {
     for word in ["agent", "status", "services", "backends", "flows", "check", "cleanup"] {
         assert!(help.contains(&format!("\n  {word}")), "{word} in\n{help}");
     }
-    for part in ["Examples:", "What each command reads:", "Exit codes:", "--bpffs <DIR>", "[default: /sys/fs/bpf/svc]"] {
+    for part in ["Examples:", "What each command reads:", "Exit codes:", "--bpffs <DIR>", "[default: /sys/fs/bpf/svc]"]
+    {
         assert!(help.contains(part), "{part} in\n{help}");
     }
     assert!(!help.contains("explain"), "a command that does not exist is not advertised");

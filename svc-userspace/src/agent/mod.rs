@@ -121,8 +121,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let (events_sender, events) = mpsc::channel(1024);
     let watched = InterfaceOptions { uplinks: options.uplinks.clone(), pod_patterns: options.pod_patterns.clone() };
     let interfaces = tokio::spawn(interfaces::run(watched, events_sender));
-    let source_options =
-        SourceOptions { node_name: options.node_name.clone(), external_ips: options.external_ips };
+    let source_options = SourceOptions { node_name: options.node_name.clone(), external_ips: options.external_ips };
     let source = source.start(source_options, changes_sender);
 
     let engine = Engine::new(engine::adopt(options.capacity, &observed), dataplane, metrics.clone());

@@ -65,8 +65,7 @@ pub fn rows(snapshot: &Snapshot, namespace: Option<&str>, filter: Option<&Servic
         if !picked(&service, namespace, filter) {
             continue;
         }
-        let Counters { packets, bytes, connections } =
-            snapshot.backend_counters.get(&id).copied().unwrap_or_default();
+        let Counters { packets, bytes, connections } = snapshot.backend_counters.get(&id).copied().unwrap_or_default();
         let state = match backend.state {
             BackendState::Active => "active",
             BackendState::Terminating => "terminating",

@@ -102,8 +102,7 @@ pub fn rows(snapshot: &Snapshot, namespace: Option<&str>, filter: Option<&Servic
         }
         let own = frontends.remove(&id).unwrap_or_default();
         let (active_backends, terminating_backends) = backends.get(&id).copied().unwrap_or_default();
-        let Counters { packets, bytes, connections } =
-            snapshot.service_counters.get(&id).copied().unwrap_or_default();
+        let Counters { packets, bytes, connections } = snapshot.service_counters.get(&id).copied().unwrap_or_default();
         rows.push(ServiceRow {
             id,
             port,

@@ -12,7 +12,9 @@ use std::{
 use serde::Serialize;
 use svc_common::{
     BackendState, LAYOUT_VERSION, Scope,
-    config::{CONFIG_SOCKET_HOST, CONFIG_SOCKET_PODS_TCP, CONFIG_SOCKET_PODS_UDP, CONFIG_SYNCED, INTERFACE_BRIDGE_PORT},
+    config::{
+        CONFIG_SOCKET_HOST, CONFIG_SOCKET_PODS_TCP, CONFIG_SOCKET_PODS_UDP, CONFIG_SYNCED, INTERFACE_BRIDGE_PORT,
+    },
 };
 
 use super::{Output, OutputArg, agent::DEFAULT_HEALTHZ, names, render, table::Table};
@@ -134,11 +136,8 @@ fn ask_agent(address: SocketAddr) -> AgentStatus {
 /// The answer out of a snapshot.
 pub fn status(bpffs: &Path, snapshot: &Snapshot, agent: AgentStatus) -> Status {
     let flag = |flag: u32| snapshot.config.flags & flag != 0;
-    let socket_lb = [
-        (CONFIG_SOCKET_HOST, "host"),
-        (CONFIG_SOCKET_PODS_TCP, "pods-tcp"),
-        (CONFIG_SOCKET_PODS_UDP, "pods-udp"),
-    ];
+    let socket_lb =
+        [(CONFIG_SOCKET_HOST, "host"), (CONFIG_SOCKET_PODS_TCP, "pods-tcp"), (CONFIG_SOCKET_PODS_UDP, "pods-udp")];
     let services: BTreeSet<_> =
         snapshot.services.values().map(|name| (names::text(&name.namespace), names::text(&name.name))).collect();
     let in_state = |state| snapshot.backends.values().filter(|backend| backend.state == state).count();

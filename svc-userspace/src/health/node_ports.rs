@@ -101,9 +101,9 @@ async fn follow(mut wanted: watch::Receiver<BTreeSet<SocketAddr>>, counts: Arc<R
         for socket in sockets {
             listeners.entry(socket).or_insert_with(|| {
                 let router = router(socket.port(), counts.clone(), health.clone());
-                Listener(tokio::spawn(async move {
-                    match server::keep(socket, "healthCheckNodePort", router).await {}
-                }))
+                Listener(tokio::spawn(
+                    async move { match server::keep(socket, "healthCheckNodePort", router).await {} },
+                ))
             });
         }
         if wanted.changed().await.is_err() {

@@ -120,13 +120,21 @@ impl Metrics {
         r.register("kubeproxy_proxy_healthz", "Answers of /healthz by code", self.healthz.clone());
         r.register("kubeproxy_proxy_livez", "Answers of /livez by code", self.livez.clone());
         r.register("svc_apply_failures", "Writes to maps that failed and are tried again", self.apply_failures.clone());
-        r.register("svc_attach_failures", "Attempts to attach to an interface that failed", self.attach_failures.clone());
+        r.register(
+            "svc_attach_failures",
+            "Attempts to attach to an interface that failed",
+            self.attach_failures.clone(),
+        );
         r.register(
             "svc_interfaces_unattached",
             "Interfaces that should have programs and do not",
             self.interfaces_missing.clone(),
         );
-        r.register("svc_object_problem", "A field of an object that makes no sense and is not used", self.problems.clone());
+        r.register(
+            "svc_object_problem",
+            "A field of an object that makes no sense and is not used",
+            self.problems.clone(),
+        );
         r.register("svc_refused_ports", "Ports of a Service that are not programmed, by Service", self.refused.clone());
         r.register("svc_table_usage", "Ids, entries and slots in use or resting, by table", self.usage.clone());
         r.register("svc_table_capacity", "Most of them that can be in use, by table", self.capacity.clone());

@@ -4,8 +4,8 @@ use std::fmt;
 
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric},
-    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+    encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet},
+    metrics::MetricType,
 };
 use svc_common::{BackendState, Counters};
 
@@ -96,7 +96,12 @@ fn encode(encoder: &mut DescriptorEncoder, snapshot: &Snapshot) -> Result<(), fm
     let states = [("active", BackendState::Active), ("terminating", BackendState::Terminating)];
     let states = states.map(|(label, state)| (vec![("state", label.to_owned())], in_state(state)));
     gauge(encoder, "svc_backends", "Backends by state", states)?;
-    gauge(encoder, "svc_service_ports", "Service ports, each family for itself", [(Labels::new(), snapshot.services.len() as u64)])?;
+    gauge(
+        encoder,
+        "svc_service_ports",
+        "Service ports, each family for itself",
+        [(Labels::new(), snapshot.services.len() as u64)],
+    )?;
     gauge(encoder, "svc_attachments", "Attached programs", [(Labels::new(), snapshot.attachments.len() as u64)])
 }
 
@@ -115,24 +120,37 @@ fn counter(
     encoder: &mut DescriptorEncoder,
     name: &str,
     help: &str,
-    samples: impl IntoIterator<Item = (Labels, u64)>,
+    values: impl IntoIterator<Item = (Labels, u64)>,
 ) -> Result<(), fmt::Error> {
-    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-    for (labels, value) in samples {
-        ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
-    }
-    Ok(())
+    samples(encoder, (name, help, MetricType::Counter), values, |value, encoder| {
+        encoder.encode_counter::<NoLabelSet, _, u64>(&value, None)
+    })
 }
 
 fn gauge(
     encoder: &mut DescriptorEncoder,
     name: &str,
     help: &str,
-    samples: impl IntoIterator<Item = (Labels, u64)>,
+    values: impl IntoIterator<Item = (Labels, u64)>,
 ) -> Result<(), fmt::Error> {
-    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-    for (labels, value) in samples {
-        ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
+    samples(encoder, (name, help, MetricType::Gauge), values, |value, encoder| encoder.encode_gauge(&value))
+}
+
+fn samples(
+    encoder: &mut DescriptorEncoder,
+    (name, help, kind): (&str, &str, MetricType),
+    values: impl IntoIterator<Item = (Labels, u64)>,
+    encode: fn(u64, &mut MetricEncoder) -> Result<(), fmt::Error>,
+) -> Result<(), fmt::Error> {
+    // The registry ends the texts of its own metrics with a full stop.
+    let help = format!("{help}.");
+    let mut metric = encoder.encode_descriptor(name, &help, None, kind)?;
+    for (labels, value) in values {
+        if labels.is_empty() {
+            encode(value, &mut metric)?;
+        } else {
+            encode(value, &mut metric.encode_family(&labels)?)?;
+        }
     }
     Ok(())
 }

@@ -51,8 +51,7 @@ fn assert_lines(text: &str, lines: &[&str]) {
 #[test]
 fn maps_become_counters_with_the_names_of_their_objects() {
     let text = Metrics::new(|| Ok(snapshot())).encode().expect("text");
-    let service =
-        r#"namespace="prod",name="web",port="80",protocol="TCP",port_name="http",family="IPv4""#;
+    let service = r#"namespace="prod",name="web",port="80",protocol="TCP",port_name="http",family="IPv4""#;
     assert_lines(
         &text,
         &[

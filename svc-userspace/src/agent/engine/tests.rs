@@ -50,8 +50,7 @@ impl Maps for Fake {
     }
 }
 
-const CAPACITY: Capacity =
-    Capacity { services: 64, backends: 64, frontends_v4: 64, frontends_v6: 64, slots: 1 << 16 };
+const CAPACITY: Capacity = Capacity { services: 64, backends: 64, frontends_v4: 64, frontends_v6: 64, slots: 1 << 16 };
 
 fn engine() -> Engine<Fake> {
     let metrics = Arc::new(Metrics::new(|| Ok(Snapshot::default())));
