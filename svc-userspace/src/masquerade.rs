@@ -1,13 +1,19 @@
-//! The one nf_tables rule of this project: packets that a program marked get an address of this node as their source.
+//! The nf_tables rules of this project: packets that a program marked get an address of this node as their source.
 //!
-//! The kernel's own NAT chooses the source port, so it can collide with nobody's. The rule clears the mark, which would
-//! otherwise be copied to the outer packet of a tunnel. Nothing else is ever written to nf_tables, and no `nft` is needed.
+//! The kernel's own NAT chooses the source port, so it can collide with nobody's. A second chain clears the mark, which
+//! would otherwise be copied to the outer packet of a tunnel: NAT chains only see the first packet of a connection, but
+//! every packet is marked, so that a connection which conntrack has forgotten is masqueraded again. Nothing else is ever
+//! written to nf_tables, and no `nft` is needed.
 //!
 //! ```text
 //! table inet svc {
-//!     chain postrouting {
+//!     chain masquerade {
 //!         type nat hook postrouting priority 99
-//!         meta mark & MARK == MARK  meta mark set meta mark & ~MARK  masquerade
+//!         meta mark & MARK == MARK  masquerade
+//!     }
+//!     chain unmark {
+//!         type filter hook postrouting priority 101
+//!         meta mark & MARK == MARK  meta mark set meta mark & ~MARK
 //!     }
 //! }
 //! ```
@@ -23,9 +29,16 @@ use crate::netlink::{ACK, APPEND, CREATE, Message, REQUEST, Socket};
 
 /// Name of the table, family `inet`.
 pub const TABLE: &str = "svc";
-const CHAIN: &str = "postrouting";
 /// Just before the 100 at which other rules masquerade (`NF_IP_PRI_NAT_SRC`, uapi/linux/netfilter_ipv4.h).
-const PRIORITY: u32 = 99;
+const MASQUERADE: Chain = Chain { name: "masquerade", kind: "nat", priority: 99 };
+/// Just after it.
+const UNMARK: Chain = Chain { name: "unmark", kind: "filter", priority: 101 };
+
+struct Chain {
+    name: &'static str,
+    kind: &'static str,
+    priority: u32,
+}
 
 /// Why the rule cannot be changed.
 #[derive(Debug, thiserror::Error)]
@@ -63,8 +76,7 @@ pub fn install(mark: u32) -> Result<(), MasqueradeError> {
     batch.add(NEWTABLE, CREATE, table);
     batch.add(DELTABLE, 0, table);
     batch.add(NEWTABLE, CREATE, table);
-    batch.add(NEWCHAIN, CREATE, chain);
-    batch.add(NEWRULE, CREATE | APPEND, |message| rule_of(message, TABLE, mark));
+    batch.add_chains(TABLE, mark);
     Ok(batch.commit()?)
 }
 
@@ -87,8 +99,7 @@ pub(crate) fn probe() -> Result<(), MasqueradeError> {
     let renamed = |message: Message| message.text(1, name);
     let mut batch = Batch::new();
     batch.add(NEWTABLE, CREATE, renamed);
-    batch.add(NEWCHAIN, CREATE, |message| chain_of(message, name));
-    batch.add(NEWRULE, CREATE | APPEND, |message| rule_of(message, name, 1));
+    batch.add_chains(name, 1);
     batch.add(DELTABLE, 0, renamed);
     Ok(batch.commit()?)
 }
@@ -111,31 +122,35 @@ fn table(message: Message) -> Message {
     message.text(1, TABLE)
 }
 
-fn chain(message: Message) -> Message {
-    chain_of(message, TABLE)
-}
-
-fn chain_of(message: Message, table: &str) -> Message {
+fn chain_of(message: Message, table: &str, chain: &Chain) -> Message {
     message
         .text(1, table)
-        .text(3, CHAIN)
-        .nested(4, |hook| hook.u32_network(1, HOOK_POSTROUTING).u32_network(2, PRIORITY))
-        .text(7, "nat")
+        .text(3, chain.name)
+        .nested(4, |hook| hook.u32_network(1, HOOK_POSTROUTING).u32_network(2, chain.priority))
+        .text(7, chain.kind)
 }
 
-fn rule_of(message: Message, table: &str, mark: u32) -> Message {
-    message.text(1, table).text(2, CHAIN).nested(4, |list| {
+/// A rule of `chain` for packets that carry `mark`.
+fn rule_of(message: Message, table: &str, chain: &Chain, mark: u32, then: fn(Message, u32) -> Message) -> Message {
+    message.text(1, table).text(2, chain.name).nested(4, |list| {
         let list = expression(list, "meta", |e| e.u32_network(1, REGISTER).u32_network(2, META_MARK));
         let list = bitwise(list, mark);
         let list = expression(list, "cmp", |e| {
             // Register, operation "equal", value; a mark is compared in host order.
             e.u32_network(1, REGISTER).u32_network(2, 0).nested(3, |data| data.bytes(1, &mark.to_ne_bytes()))
         });
-        let list = expression(list, "meta", |e| e.u32_network(1, REGISTER).u32_network(2, META_MARK));
-        let list = bitwise(list, !mark);
-        let list = expression(list, "meta", |e| e.u32_network(2, META_MARK).u32_network(3, REGISTER));
-        expression(list, "masq", |e| e)
+        then(list, mark)
     })
+}
+
+fn masquerade(list: Message, _mark: u32) -> Message {
+    expression(list, "masq", |e| e)
+}
+
+fn unmark(list: Message, mark: u32) -> Message {
+    let list = expression(list, "meta", |e| e.u32_network(1, REGISTER).u32_network(2, META_MARK));
+    let list = bitwise(list, !mark);
+    expression(list, "meta", |e| e.u32_network(2, META_MARK).u32_network(3, REGISTER))
 }
 
 /// `register = (register & mask) ^ 0`.
@@ -170,6 +185,13 @@ impl Batch {
         // nfgenmsg: family, version 0, resource 0.
         let message = Message::new(kind, REQUEST | ACK | flags, self.sequence, &[NFPROTO_INET, 0, 0, 0]);
         self.bytes.extend_from_slice(&fill(message).finish());
+    }
+
+    fn add_chains(&mut self, table: &str, mark: u32) {
+        self.add(NEWCHAIN, CREATE, |message| chain_of(message, table, &MASQUERADE));
+        self.add(NEWRULE, CREATE | APPEND, |message| rule_of(message, table, &MASQUERADE, mark, masquerade));
+        self.add(NEWCHAIN, CREATE, |message| chain_of(message, table, &UNMARK));
+        self.add(NEWRULE, CREATE | APPEND, |message| rule_of(message, table, &UNMARK, mark, unmark));
     }
 
     fn commit(mut self) -> io::Result<()> {
