@@ -25,10 +25,12 @@ pub(super) fn clean_up_on_signals() -> Result<Watch> {
             _ = terminate.recv() => 143,
         };
         eprintln!("interrupted: removing the cluster");
-        if let Err(error) = crate::remove_own() {
-            eprintln!("error: {error}\nhint: svc-lab clean");
-        }
-        std::process::exit(code);
+        crate::remove_own(|result| {
+            if let Err(error) = result {
+                eprintln!("error: {error}\nhint: svc-lab clean");
+            }
+            std::process::exit(code);
+        });
     });
     Ok(Watch { _runtime: runtime })
 }
