@@ -7,7 +7,10 @@ use std::{
     io,
     path::{Path, PathBuf},
     process::Command,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -24,6 +27,8 @@ const STATE: &str = "/run/svc-lab";
 const BPFFS: &str = "/sys/fs/bpf";
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
+/// One removal at a time: a signal and a destructor may both want to remove the same lab.
+static REMOVAL: Mutex<()> = Mutex::new(());
 
 /// Name and directories of one lab. Holding it (its lock) is what makes a lab alive.
 #[derive(Debug)]
@@ -74,10 +79,12 @@ pub fn clean(only: Option<&str>) -> Result<Vec<String>, LabError> {
     Ok(removed)
 }
 
-/// Removes the labs of this process under its hands: for the moment before an exit that runs no destructors.
-pub fn remove_own() -> Result<(), LabError> {
+/// Removes the labs of this process under its hands, then `exit`s, which must end the process: destructors that want
+/// to remove them too wait meanwhile, and are not needed any more.
+pub fn remove_own(exit: impl FnOnce(Result<(), LabError>)) {
+    let _turn = REMOVAL.lock().unwrap_or_else(PoisonError::into_inner);
     let own = format!("{PREFIX}{}-", std::process::id());
-    found()?.iter().filter(|id| id.starts_with(&own)).try_for_each(|id| remove(id))
+    exit(found().and_then(|ids| ids.iter().filter(|id| id.starts_with(&own)).try_for_each(|id| remove_now(id))));
 }
 
 /// Names of all labs that have left a trace.
@@ -112,6 +119,11 @@ fn is_alive(id: &str) -> Result<bool, LabError> {
 /// Removes every trace of a lab: processes first, then pins, namespaces, cgroups, files. Goes on after a failure and
 /// reports the first.
 pub(crate) fn remove(id: &str) -> Result<(), LabError> {
+    let _turn = REMOVAL.lock().unwrap_or_else(PoisonError::into_inner);
+    remove_now(id)
+}
+
+fn remove_now(id: &str) -> Result<(), LabError> {
     let mut first = Ok(());
     let mut note = |result: Result<(), LabError>| {
         if first.is_ok() {
@@ -127,7 +139,7 @@ pub(crate) fn remove(id: &str) -> Result<(), LabError> {
         let batch: Vec<String> = namespaces.iter().map(|name| format!("netns delete {name}\n")).collect();
         note(capture(Command::new("ip").args(["-force", "-batch", "-"]), Some(&batch.concat())).map(drop));
     }
-    note(remove_cgroups(&cgroup));
+    note(remove_cgroup(&cgroup));
     note(remove_files(&state_of(id)));
     first
 }
@@ -135,7 +147,10 @@ pub(crate) fn remove(id: &str) -> Result<(), LabError> {
 /// Kills what runs in a cgroup and removes it.
 pub(crate) fn remove_cgroup(cgroup: &Path) -> Result<(), LabError> {
     kill_all(cgroup)?;
-    remove_cgroups(cgroup)
+    // Whoever was about to start a process there may have done so after the kill.
+    until(&format!("removal of cgroup {}", cgroup.display()), Duration::from_secs(10), || {
+        remove_cgroups(cgroup).or_else(|error| kill_all(cgroup).and(Err(error))).map_err(|error| error.to_string())
+    })
 }
 
 fn kill_all(cgroup: &Path) -> Result<(), LabError> {

@@ -11,7 +11,7 @@ use std::{fmt::Write as _, net::IpAddr, process::Command};
 use crate::{
     LabError, Spec, cni,
     place::{Place, capture},
-    plan::{self, NODE_NETS, OUTSIDE, POD_NETS, ROUTER, ROUTER_OUTSIDE, VIP_NETS},
+    plan::{self, OUTSIDE, POD_NETS, ROUTER, ROUTER_OUTSIDE, VIP_NETS},
     teardown::Traces,
 };
 
@@ -145,12 +145,11 @@ fn ruleset(index: u8, spec: &Spec) -> String {
     let own = plan::pod_net(index);
     let pod_side = cni::pod_side(spec.cni);
     let [all_v4, all_v6] = POD_NETS;
-    let [nodes_v4, nodes_v6] = NODE_NETS;
     let _ = writeln!(
         rules,
         "chain postrouting {{ type nat hook postrouting priority srcnat; policy accept;\n\
-         ip saddr {}/24 ip daddr != {all_v4} oifname != \"{pod_side}\" counter masquerade comment \"pods to elsewhere than {nodes_v4}'s pods\"\n\
-         ip6 saddr {}/64 ip6 daddr != {all_v6} oifname != \"{pod_side}\" counter masquerade comment \"pods to elsewhere than {nodes_v6}'s pods\"\n\
+         ip saddr {}/24 ip daddr != {all_v4} oifname != \"{pod_side}\" counter masquerade\n\
+         ip6 saddr {}/64 ip6 daddr != {all_v6} oifname != \"{pod_side}\" counter masquerade\n\
          }}\n}}",
         own.v4, own.v6
     );

@@ -1,7 +1,18 @@
 //! Ctrl-C and SIGTERM during the demonstration: the lab is removed, then the process ends.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Stops this thread for good if the removal has begun: what it has to say is about a cluster that is gone.
+pub(super) fn hold() {
+    while INTERRUPTED.load(Ordering::Acquire) {
+        std::thread::park();
+    }
+}
 
 /// Keeps watching as long as it lives.
 pub(super) struct Watch {
@@ -24,11 +35,14 @@ pub(super) fn clean_up_on_signals() -> Result<Watch> {
             _ = interrupt.recv() => 130,
             _ = terminate.recv() => 143,
         };
+        INTERRUPTED.store(true, Ordering::Release);
         eprintln!("interrupted: removing the cluster");
-        if let Err(error) = crate::remove_own() {
-            eprintln!("error: {error}\nhint: svc-lab clean");
-        }
-        std::process::exit(code);
+        crate::remove_own(|result| {
+            if let Err(error) = result {
+                eprintln!("error: {error}\nhint: svc-lab clean");
+            }
+            std::process::exit(code);
+        });
     });
     Ok(Watch { _runtime: runtime })
 }

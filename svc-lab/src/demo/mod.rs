@@ -7,7 +7,7 @@ mod interrupt;
 mod paths;
 mod table;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
@@ -37,7 +37,13 @@ pub fn run(options: &Options) -> Result<()> {
         None => crate::binary::svc()?,
     };
     let services = cluster::Services::read(&options.examples)?;
-    let _interrupt = interrupt::clean_up_on_signals()?;
+    let _watch = interrupt::clean_up_on_signals()?;
+    let result = show(options, &svc, services);
+    interrupt::hold();
+    result
+}
+
+fn show(options: &Options, svc: &Path, services: cluster::Services) -> Result<()> {
     println!("Building two nodes ({} pod network), a router and a client outside …", name(options.cni));
     let lab = Lab::build(Spec { cni: options.cni, rp_filter: 1, keep: options.keep, ..Spec::default() })?;
     println!("Starting pods and the Services of {} …", options.examples.display());
@@ -46,7 +52,7 @@ pub fn run(options: &Options) -> Result<()> {
     let mut agents = Vec::new();
     for node in lab.nodes() {
         let mut agent = lab.agent(node.index, Source::Manifests(shop.manifests.path()), &[])?;
-        agent.set_program(&svc);
+        agent.set_program(svc);
         agent.start()?;
         agents.push(agent);
     }
@@ -54,9 +60,11 @@ pub fn run(options: &Options) -> Result<()> {
         agent.wait_ready()?;
     }
     println!();
-    let (failed, total) = table::print(&paths::walk(&lab, &shop))?;
+    let rows = paths::walk(&lab, &shop);
+    interrupt::hold();
+    let (failed, total) = table::print(&rows)?;
     println!();
-    hints(&lab, &svc, options);
+    hints(&lab, svc, options);
     if failed > 0 {
         for agent in &agents {
             println!("\nLast words of the agent of {}:\n{}", agent.node().name(), agent.log_tail());
@@ -67,7 +75,7 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn hints(lab: &Lab, svc: &std::path::Path, options: &Options) {
+fn hints(lab: &Lab, svc: &Path, options: &Options) {
     let svc = svc.display();
     println!("What to try next");
     if !options.keep {

@@ -4,7 +4,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde_json::Value;
 
-use super::cluster::{Shop, addresses};
+use super::{
+    cluster::{Shop, addresses},
+    interrupt::hold,
+};
 use crate::{FailureKind, Lab, Place, Pod, Protocol, Request, Service, Success, plan};
 
 /// One line of the story.
@@ -64,6 +67,7 @@ pub(super) fn walk(lab: &Lab, shop: &Shop) -> Vec<Row> {
     let mut rows: Vec<Row> = Vec::new();
     for path in paths(lab, shop) {
         for &address in &path.addresses {
+            hold();
             for row in path.ports().iter().flat_map(|&(protocol, port)| path.ask(lab, shop, address, protocol, port)) {
                 let same = |other: &&mut Row| {
                     (other.title, &other.who, &other.asked, &other.answered, &other.seen, other.right)

@@ -144,7 +144,9 @@ impl From<io::Error> for Failure {
             _ if error.raw_os_error() == Some(libc::EMSGSIZE) => FailureKind::TooBig,
             _ => FailureKind::Other,
         };
-        Self { kind, message: error.to_string() }
+        // The system's own words for a read that took too long are about the socket's timer.
+        let message = if error.kind() == Kind::WouldBlock { "no answer in time".into() } else { error.to_string() };
+        Self { kind, message }
     }
 }
 
