@@ -2,10 +2,16 @@
 //!
 //! `source → model → compile → tables → kernel`: each module knows only its left neighbour's output type.
 
+pub mod agent;
+pub mod cli;
 pub mod compile;
+pub mod health;
 pub mod interfaces;
 pub mod kernel;
 pub mod masquerade;
+pub mod metrics;
 pub mod model;
 pub(crate) mod netlink;
+pub mod source;
 pub mod tables;
+pub mod world;

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use svc_common::{Config, Interface};
+use svc_common::{Config, Interface, config::CONFIG_SYNCED};
 
 use crate::tables::{Capacity, Observed, Op};
 
@@ -125,7 +125,8 @@ impl Dataplane {
         let config = Config {
             host_netns_cookie: cookie,
             masquerade_mark: MASQUERADE_MARK,
-            flags: if options.cgroup.is_some() { options.config_flags } else { 0 },
+            flags: if options.cgroup.is_some() { options.config_flags } else { 0 }
+                | if adopted { previous.flags & CONFIG_SYNCED } else { 0 },
         };
         maps.config.set(0, config, 0).map_err(|error| KernelError::map("CONFIG", error))?;
 
@@ -142,6 +143,13 @@ impl Dataplane {
     /// Applies operations in their order until one fails.
     pub fn apply(&mut self, operations: &[Op]) -> Result<(), ApplyError> {
         apply::apply(&mut self.maps, operations)
+    }
+
+    /// Notes in CONFIG that every Service has been programmed once; the next start that adopts these maps keeps it.
+    pub fn set_synced(&mut self) -> Result<(), KernelError> {
+        let mut config: Config = self.maps.config.get(&0, 0).map_err(|error| KernelError::map("CONFIG", error))?;
+        config.flags |= CONFIG_SYNCED;
+        self.maps.config.set(0, config, 0).map_err(|error| KernelError::map("CONFIG", error))
     }
 
     /// Attaches the classifiers to an interface, or replaces them atomically, and sets its scope. An error concerns this

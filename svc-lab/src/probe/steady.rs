@@ -1,0 +1,99 @@
+//! A probe that goes on until told to stop: one connection or socket, a request at every interval, losses counted.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, BufRead},
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Channel, Failure, FailureKind, Options, Outcome, Protocol, print, request};
+
+/// How a steady probe fared.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Requests sent.
+    pub sent: u64,
+    /// Requests that were answered in time.
+    pub answered: u64,
+    /// Requests that were not.
+    pub lost: u64,
+    /// Answers by server.
+    pub servers: BTreeMap<String, u64>,
+    /// Longest time for one answer, in microseconds.
+    pub slowest_micros: u64,
+    /// The last failure. A TCP probe ends with its first, because its connection does not work any more.
+    pub failure: Option<Failure>,
+}
+
+/// Runs until standard input ends; a line of standard input asks for a report in between.
+pub(super) fn run(options: &Options, interval: Duration) -> io::Result<()> {
+    let (tell, told) = mpsc::channel();
+    thread::spawn(move || {
+        for line in io::stdin().lock().lines() {
+            if line.is_err() || tell.send(()).is_err() {
+                return;
+            }
+        }
+    });
+    let mut report = Report::default();
+    let mut channel = match Channel::open(options) {
+        Ok(channel) => channel,
+        Err(error) => return print(&Outcome::Failed(error.into())),
+    };
+    loop {
+        let next = Instant::now() + interval;
+        let body = request(options, report.sent);
+        report.sent += 1;
+        match channel.request(&body, Instant::now()) {
+            Ok(success) => {
+                report.answered += 1;
+                *report.servers.entry(success.answer.server.clone()).or_default() += 1;
+                report.slowest_micros = report.slowest_micros.max(success.micros);
+                if report.sent == 1 {
+                    print(&Outcome::Started(success))?;
+                }
+            }
+            Err(error) if report.sent == 1 => return print(&Outcome::Failed(error.into())),
+            Err(error) => {
+                report.lost += 1;
+                report.failure = Some(error.into());
+                if options.protocol == Protocol::Tcp {
+                    break;
+                }
+            }
+        }
+        if !pause(&told, next, &report)? {
+            break;
+        }
+    }
+    print(&Outcome::Report(report))
+}
+
+/// Waits for the next turn and answers questions meanwhile; false when there shall be none.
+fn pause(told: &mpsc::Receiver<()>, next: Instant, report: &Report) -> io::Result<bool> {
+    loop {
+        match told.recv_timeout(next.saturating_duration_since(Instant::now())) {
+            Ok(()) => print(&Outcome::Report(report.clone()))?,
+            Err(RecvTimeoutError::Timeout) => return Ok(true),
+            Err(RecvTimeoutError::Disconnected) => return Ok(false),
+        }
+    }
+}
+
+impl Report {
+    /// Nothing was lost, and something was sent.
+    pub fn is_clean(&self) -> bool {
+        self.lost == 0 && self.answered > 0 && self.failure.is_none()
+    }
+}
+
+impl Failure {
+    /// A failure of the lab rather than of the network.
+    pub(crate) fn lab(error: impl std::fmt::Display) -> Self {
+        Self { kind: FailureKind::Other, message: error.to_string() }
+    }
+}

@@ -1,0 +1,275 @@
+//! The engine with real tables and maps that fail on demand.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::{Engine, Maps};
+use crate::{
+    compile::NodeContext,
+    kernel::view::Snapshot,
+    metrics::Metrics,
+    model::{Change, Endpoint, Family, ObjectName, Protocol, Service, ServicePort, Slice, SlicePort},
+    tables::{Capacity, FrontendAddress, Observed, Op, Tables},
+};
+
+/// Maps that count, and fail for frontends of one port.
+#[derive(Debug, Default)]
+struct Fake {
+    calls: usize,
+    synced: bool,
+    broken_port: Option<u16>,
+    frontends: BTreeMap<FrontendAddress, u32>,
+    slots: usize,
+}
+
+impl Maps for Fake {
+    type Error = String;
+
+    fn apply(&mut self, ops: &[Op]) -> Result<(), (usize, String)> {
+        self.calls += 1;
+        for (index, op) in ops.iter().enumerate() {
+            match op {
+                Op::SetFrontend(address, frontend) => {
+                    if self.broken_port == Some(address.address.port()) {
+                        return Err((index, "no space left".to_owned()));
+                    }
+                    self.frontends.insert(*address, frontend.service);
+                }
+                Op::RemoveFrontend(address) => {
+                    self.frontends.remove(address);
+                }
+                Op::WriteSlots(..) => self.slots += 1,
+                Op::SetService(..) | Op::RemoveService(..) | Op::SetBackend(..) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn set_synced(&mut self) -> Result<(), String> {
+        self.synced = true;
+        Ok(())
+    }
+}
+
+const CAPACITY: Capacity = Capacity { services: 64, backends: 64, frontends_v4: 64, frontends_v6: 64, slots: 1 << 16 };
+
+fn engine() -> Engine<Fake> {
+    let metrics = Arc::new(Metrics::new(|| Ok(Snapshot::default())));
+    let mut engine = Engine::new(Tables::new(CAPACITY), Fake::default(), metrics);
+    engine.set_node(NodeContext { name: Arc::from("n1"), ..NodeContext::default() });
+    engine
+}
+
+fn ready() -> Engine<Fake> {
+    let mut engine = engine();
+    engine.change(Change::Synced);
+    engine.interfaces_listed();
+    engine
+}
+
+fn name(name: &str) -> ObjectName {
+    ObjectName::new("ns", name)
+}
+
+/// A Service `10.96.0.PORT:PORT` with one port.
+fn service(of: &str, port: u8) -> Change {
+    let service = Service {
+        name: name(of),
+        cluster_ips: vec![[10, 96, 0, port].into()],
+        external_ips: Vec::new(),
+        load_balancer_ips: Vec::new(),
+        source_ranges: Vec::new(),
+        ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: port.into(), node_port: None }],
+        external_local: true,
+        internal_local: false,
+        affinity_seconds: None,
+        health_check_node_port: Some(30_000 + u16::from(port)),
+    };
+    Change::Service(name(of), Some(Box::new(service)))
+}
+
+/// A slice with these endpoints, all ready and on node `n1`.
+fn slice(of: &str, endpoints: &[[u8; 4]], triggered_ms: Option<i64>) -> Change {
+    let endpoint = |&address: &[u8; 4]| Endpoint {
+        address: address.into(),
+        ready: true,
+        serving: true,
+        terminating: false,
+        node: Some("n1".into()),
+        hint_nodes: Vec::new(),
+        hint_zones: Vec::new(),
+    };
+    let slice = Slice {
+        name: name(of),
+        service: name(of),
+        family: Family::V4,
+        ports: vec![SlicePort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }],
+        endpoints: endpoints.iter().map(endpoint).collect(),
+        triggered_ms,
+    };
+    Change::Slice(name(of), Some(Box::new(slice)))
+}
+
+fn metric(engine: &Engine<Fake>, line: &str) -> bool {
+    engine.metrics.encode().expect("metrics").lines().any(|found| found == line)
+}
+
+#[test]
+fn nothing_is_written_before_objects_and_interfaces_are_listed() {
+    let mut engine = engine();
+    engine.change(service("a", 1));
+    engine.step(100, 0, 0);
+    assert!(!engine.has_work(), "objects are not listed");
+    engine.change(Change::Synced);
+    engine.step(100, 0, 0);
+    assert_eq!((engine.has_work(), engine.maps().calls), (false, 0), "interfaces are not listed");
+    engine.interfaces_listed();
+    engine.step(100, 0, 0);
+    assert_eq!(engine.maps().frontends.len(), 1);
+    assert!(engine.maps().synced && engine.is_synced() && !engine.is_behind());
+}
+
+#[test]
+fn changes_that_came_together_are_programmed_once() {
+    let mut engine = ready();
+    engine.step(100, 0, 0);
+    let before = engine.maps().calls;
+    engine.change(service("a", 1));
+    for last in 1..=100 {
+        engine.change(slice("a", &[[10, 1, 0, last]], None));
+    }
+    engine.step(100, 1, 0);
+    assert_eq!((engine.maps().calls - before, engine.maps().slots), (1, 1));
+    engine.change(slice("a", &[[10, 1, 0, 100]], None));
+    assert!(!engine.has_work(), "a report that changes nothing is no work");
+}
+
+#[test]
+fn a_step_programs_no_more_than_it_may_and_the_rest_stays() {
+    let mut engine = ready();
+    (1..=10).for_each(|port| engine.change(service(&format!("s{port}"), port)));
+    engine.step(4, 0, 0);
+    assert_eq!(engine.maps().frontends.len(), 4);
+    assert!(engine.is_behind() && !engine.maps().synced);
+    engine.step(4, 0, 0);
+    engine.step(4, 0, 0);
+    assert_eq!(engine.maps().frontends.len(), 10);
+    assert!(engine.maps().synced && !engine.has_work());
+}
+
+#[test]
+fn a_write_that_fails_is_retried_and_keeps_only_its_own_service_waiting() {
+    let mut engine = ready();
+    engine.maps().broken_port = Some(1);
+    engine.change(service("a", 1));
+    engine.change(service("b", 2));
+    engine.step(100, 0, 0);
+    assert_eq!(engine.maps().frontends.len(), 1, "b is programmed");
+    assert!(engine.is_behind() && !engine.maps().synced);
+    assert!(metric(&engine, "svc_apply_failures_total 1"));
+
+    let calls = engine.maps().calls;
+    engine.tick(100);
+    assert_eq!(engine.maps().calls, calls, "the first retry is not due");
+    engine.maps().broken_port = None;
+    engine.tick(200);
+    assert_eq!(engine.maps().frontends.len(), 2);
+    assert!(engine.maps().synced && !engine.is_behind());
+}
+
+#[test]
+fn a_change_of_a_waiting_service_comes_after_what_waits() {
+    let mut engine = ready();
+    engine.maps().broken_port = Some(1);
+    engine.change(service("a", 1));
+    engine.step(100, 0, 0);
+    engine.change(Change::Service(name("a"), None));
+    engine.maps().broken_port = None;
+    engine.step(100, 1, 0);
+    assert_eq!(engine.maps().frontends.len(), 0, "set, then removed");
+    assert!(!engine.is_behind());
+}
+
+#[test]
+fn what_nobody_claims_is_removed_after_the_first_sync() {
+    let mut first = ready();
+    first.change(service("gone", 1));
+    first.change(service("stays", 2));
+    first.step(100, 0, 0);
+
+    let mut observed = Observed::default();
+    let mut tables = Tables::new(CAPACITY);
+    for (of, port) in [("gone", 1), ("stays", 2)] {
+        let (ops, _) = tables.update(&name(of), first.world().compile(&name(of)), 0);
+        for op in ops {
+            match op {
+                Op::SetService(id, service) => observed.services.push((id, service)),
+                Op::SetBackend(id, backend) => observed.backends.push((id, backend)),
+                Op::SetFrontend(address, frontend) => observed.frontends.push((address, frontend)),
+                Op::WriteSlots(offset, slots) => observed.slots.push((offset, slots)),
+                Op::RemoveService(_) | Op::RemoveFrontend(_) => panic!("port {port}: nothing to remove"),
+            }
+        }
+    }
+    let maps = Fake {
+        frontends: observed.frontends.iter().map(|(address, frontend)| (*address, frontend.service)).collect(),
+        ..Fake::default()
+    };
+    let mut second = Engine::new(super::adopt(CAPACITY, &observed), maps, first.metrics.clone());
+    second.change(service("stays", 2));
+    second.change(Change::Synced);
+    second.interfaces_listed();
+    assert_eq!(second.maps().frontends.len(), 2);
+    second.step(100, 0, 0);
+    let ports: Vec<u16> = second.maps().frontends.keys().map(|address| address.address.port()).collect();
+    assert_eq!(ports, [2]);
+}
+
+#[test]
+fn a_refused_port_is_counted_and_tried_again() {
+    let mut engine = ready();
+    engine.change(service("a", 1));
+    engine.step(100, 0, 0);
+    // The same address and port for another Service.
+    let Change::Service(_, Some(mut twin)) = service("b", 1) else { panic!("a Service") };
+    twin.name = name("b");
+    engine.change(Change::Service(name("b"), Some(twin)));
+    engine.step(100, 0, 0);
+    assert!(metric(&engine, r#"svc_refused_ports{namespace="ns",name="b"} 1"#));
+    assert!(!engine.is_behind(), "a refused port is not waited for");
+
+    engine.change(Change::Service(name("a"), None));
+    engine.step(100, 0, 0);
+    engine.tick(60_000);
+    engine.step(100, 60_000, 0);
+    assert!(!metric(&engine, r#"svc_refused_ports{namespace="ns",name="b"} 1"#));
+    assert_eq!(engine.maps().frontends.len(), 1);
+}
+
+#[test]
+fn health_ports_count_distinct_local_ready_addresses() {
+    let mut engine = ready();
+    engine.change(service("a", 1));
+    engine.change(slice("a", &[[10, 1, 0, 1], [10, 1, 0, 2], [10, 1, 0, 1]], None));
+    engine.step(100, 0, 0);
+    let port = engine.health_ports().get(&name("a")).copied();
+    assert_eq!(port.map(|port| (port.port, port.local_endpoints)), Some((30_001, 2)));
+    engine.change(Change::Service(name("a"), None));
+    engine.step(100, 0, 0);
+    assert!(engine.health_ports().is_empty());
+}
+
+#[test]
+fn programming_latency_counts_each_trigger_after_the_first_sync_once() {
+    let count = |count: u32| format!("kubeproxy_network_programming_duration_seconds_count {count}");
+    let mut engine = ready();
+    engine.change(service("a", 1));
+    engine.change(slice("a", &[[10, 1, 0, 1]], Some(1_000)));
+    engine.step(100, 0, 900_000);
+    assert!(metric(&engine, &count(0)), "what was there before says nothing about this agent");
+    engine.change(slice("a", &[[10, 1, 0, 2]], Some(2_000)));
+    engine.step(100, 0, 2_250);
+    engine.change(slice("a", &[[10, 1, 0, 3]], Some(2_000)));
+    engine.step(100, 0, 9_000);
+    assert!(metric(&engine, &count(1)));
+    assert!(metric(&engine, "kubeproxy_network_programming_duration_seconds_sum 0.25"));
+}

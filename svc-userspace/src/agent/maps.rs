@@ -1,0 +1,16 @@
+//! The dataplane as the engine sees it.
+
+use super::engine::Maps;
+use crate::{kernel::Dataplane, tables::Op};
+
+impl Maps for Dataplane {
+    type Error = anyhow::Error;
+
+    fn apply(&mut self, ops: &[Op]) -> Result<(), (usize, anyhow::Error)> {
+        Self::apply(self, ops).map_err(|error| (error.index, error.into()))
+    }
+
+    fn set_synced(&mut self) -> Result<(), anyhow::Error> {
+        Ok(Self::set_synced(self)?)
+    }
+}

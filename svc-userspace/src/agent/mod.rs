@@ -1,0 +1,325 @@
+//! `svc agent`: source → world → tables → maps, with interfaces, health and metrics around it.
+//!
+//! One loop on one thread owns everything that is written. Writes to maps and attachments are system calls that wait for
+//! nobody (some microseconds each), so they are made right there: no lock, no queue, no reordering. Health, metrics,
+//! netlink and the API client run on the runtime's other threads and are never kept waiting.
+//!
+//! It exits when it is told to (leaving everything forwarding), or when it cannot do its job at all; never because of
+//! what an object says.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::Context;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    task::JoinHandle,
+};
+
+use self::{engine::Engine, links::Links, node::NodePortAddresses};
+use crate::{
+    health::{self, Health},
+    interfaces::{self, InterfaceEvent, InterfaceOptions},
+    kernel::{self, AttachMode, Dataplane, MASQUERADE_MARK, check::Verdict, view::Pins},
+    masquerade,
+    metrics::Metrics,
+    model::Change,
+    source::{self, SourceError, SourceOptions},
+    tables::Capacity,
+};
+
+pub mod engine;
+mod links;
+mod maps;
+pub mod node;
+
+/// Services programmed before interface events get their turn.
+const SERVICES_A_STEP: usize = 256;
+/// Changes taken from the source at once.
+const CHANGES_A_STEP: usize = 4096;
+
+/// Where objects come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// The API, by a kubeconfig file or as a pod.
+    Kubernetes(Option<PathBuf>),
+    /// A directory.
+    Manifests(PathBuf),
+}
+
+/// Everything the agent has to be told.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Own node name.
+    pub node_name: Arc<str>,
+    /// Where objects come from.
+    pub source: Source,
+    /// Names of uplinks; empty: found by their default routes.
+    pub uplinks: Vec<String>,
+    /// Patterns of interfaces towards pods; empty: guessed.
+    pub pod_patterns: Vec<String>,
+    /// Which addresses serve node ports.
+    pub node_port_addresses: NodePortAddresses,
+    /// Node ports are served on 127.0.0.1 and ::1, by the socket hooks.
+    pub loopback_node_ports: bool,
+    /// `CONFIG_SOCKET_*`.
+    pub config_flags: u32,
+    /// Honour `spec.externalIPs`.
+    pub external_ips: bool,
+    /// Root of the pins.
+    pub bpffs: PathBuf,
+    /// Where the socket hooks are attached; `None`: nowhere.
+    pub cgroup: Option<PathBuf>,
+    /// Metrics server.
+    pub metrics_address: SocketAddr,
+    /// Health server.
+    pub healthz_address: SocketAddr,
+    /// Entries of each flow table.
+    pub flows: u32,
+    /// Sizes of the other maps.
+    pub capacity: Capacity,
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    // A client that cannot be made is known before the kernel is touched.
+    let source = connect(&options.source).await?;
+
+    let (dataplane, observed) = Dataplane::start(&kernel::Options {
+        bpffs: options.bpffs.clone(),
+        cgroup: options.cgroup.clone(),
+        capacity: options.capacity,
+        flows: options.flows,
+        config_flags: options.config_flags,
+        attach: AttachMode::Auto,
+    })
+    .context("cannot start the dataplane")?;
+    masquerade::install(MASQUERADE_MARK).context("cannot install the masquerade rule")?;
+    warn_about_lacks(&options);
+    tracing::info!(
+        node = %options.node_name,
+        bpffs = %options.bpffs.display(),
+        adopted_services = observed.services.len(),
+        "dataplane started"
+    );
+
+    let bpffs = options.bpffs.clone();
+    let metrics = Arc::new(Metrics::new(move || Pins::open(&bpffs)?.snapshot()));
+    let health = Arc::new(Health::new());
+    tokio::spawn(health::endpoints::serve(options.healthz_address, health.clone(), metrics.clone()));
+    tokio::spawn(crate::metrics::serve(options.metrics_address, metrics.clone()));
+    let node_ports = health::node_ports::start(health.clone());
+
+    let (changes_sender, changes) = mpsc::channel(CHANGES_A_STEP);
+    let (events_sender, events) = mpsc::channel(1024);
+    let watched = InterfaceOptions { uplinks: options.uplinks.clone(), pod_patterns: options.pod_patterns.clone() };
+    let interfaces = tokio::spawn(interfaces::run(watched, events_sender));
+    let source_options = SourceOptions { node_name: options.node_name.clone(), external_ips: options.external_ips };
+    let source = source.start(source_options, changes_sender);
+
+    let engine = Engine::new(engine::adopt(options.capacity, &observed), dataplane, metrics.clone());
+    let agent = Agent {
+        options,
+        engine,
+        links: Links::default(),
+        addresses: Vec::new(),
+        node_seen: false,
+        health,
+        metrics,
+        node_ports,
+        started: Instant::now(),
+        changes,
+        events,
+    };
+    let stop = async {
+        tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        }
+    };
+    agent.run(source, interfaces, stop).await
+}
+
+/// A source that is known to be usable.
+enum Connected {
+    Kubernetes(Box<::kube::Client>),
+    Manifests(PathBuf),
+}
+
+async fn connect(source: &Source) -> anyhow::Result<Connected> {
+    Ok(match source {
+        Source::Manifests(dir) => Connected::Manifests(dir.clone()),
+        Source::Kubernetes(kubeconfig) => {
+            let client = source::kube::client(kubeconfig.as_deref()).await;
+            Connected::Kubernetes(Box::new(client.context("cannot reach the Kubernetes API")?))
+        }
+    })
+}
+
+impl Connected {
+    fn start(self, options: SourceOptions, changes: mpsc::Sender<Change>) -> JoinHandle<Result<(), SourceError>> {
+        match self {
+            Self::Kubernetes(client) => tokio::spawn(source::kube::run(*client, options, changes)),
+            Self::Manifests(dir) => tokio::spawn(source::manifests::run(dir, options, changes)),
+        }
+    }
+}
+
+/// Everything the loop owns.
+struct Agent {
+    options: Options,
+    engine: Engine<Dataplane>,
+    links: Links,
+    addresses: Vec<node::LocalAddress>,
+    node_seen: bool,
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+    node_ports: health::node_ports::Handle,
+    started: Instant,
+    changes: mpsc::Receiver<Change>,
+    events: mpsc::Receiver<InterfaceEvent>,
+}
+
+impl Agent {
+    async fn run(
+        mut self,
+        mut source: JoinHandle<Result<(), SourceError>>,
+        mut interfaces: JoinHandle<Result<(), interfaces::InterfaceError>>,
+        stop: impl Future<Output = &'static str>,
+    ) -> anyhow::Result<()> {
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut batch = Vec::new();
+        tokio::pin!(stop);
+        loop {
+            let work = self.engine.has_work();
+            tokio::select! {
+                // In this order: being stopped; what is rare; interfaces (a pod waits for its programs); then every change
+                // that is there already, so that changes which came together are compiled together; then the work.
+                biased;
+                signal = &mut stop => {
+                    tracing::info!(signal, "stopping; the dataplane keeps forwarding");
+                    return Ok(());
+                }
+                _ = tick.tick() => self.tick(),
+                result = &mut source => {
+                    result.context("the source stopped unexpectedly")?.context("cannot read Services")?;
+                    anyhow::bail!("the source ended although nobody stopped it");
+                }
+                result = &mut interfaces => {
+                    result.context("the interface watcher stopped unexpectedly")?.context("cannot follow interfaces")?;
+                    anyhow::bail!("the interface watcher ended although nobody stopped it");
+                }
+                Some(event) = self.events.recv() => self.interface(event),
+                count @ 1.. = self.changes.recv_many(&mut batch, CHANGES_A_STEP) => {
+                    self.health.changed(Instant::now());
+                    batch.drain(..).for_each(|change| self.change(change));
+                    // A source that never pauses must not keep its first changes waiting.
+                    if count < CHANGES_A_STEP && self.engine.has_work() {
+                        self.step();
+                    }
+                }
+                () = std::future::ready(()), if work => self.step(),
+            }
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn step(&mut self) {
+        let start = Instant::now();
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now_ms = self.now_ms();
+        self.engine.step(SERVICES_A_STEP, now_ms, i64::try_from(wall.as_millis()).unwrap_or(i64::MAX));
+        self.metrics.synced_in(start.elapsed(), wall);
+        self.report();
+    }
+
+    fn tick(&mut self) {
+        let now_ms = self.now_ms();
+        self.engine.tick(now_ms);
+        self.links.retry(self.engine.maps(), &self.metrics, now_ms);
+        self.report();
+    }
+
+    /// Tells health what the engine has come to.
+    fn report(&mut self) {
+        if self.engine.is_synced() {
+            self.health.set_synced();
+        }
+        if !self.engine.is_behind() && !self.engine.has_work() {
+            self.health.caught_up();
+        }
+        let addresses = &self.engine.world().context().node_port_addresses;
+        self.node_ports.set(addresses, self.engine.health_ports());
+    }
+
+    fn change(&mut self, change: Change) {
+        match &change {
+            Change::Problem(problem) => self.metrics.problem(problem),
+            Change::Service(name, _) => self.metrics.no_problem("Service", &name.to_string()),
+            Change::Slice(name, _) => self.metrics.no_problem("EndpointSlice", &name.to_string()),
+            Change::Node(node) => {
+                let leaving = node.as_ref().map_or(self.node_seen, |node| node.leaving);
+                self.node_seen |= node.is_some();
+                self.health.set_leaving(leaving);
+            }
+            Change::Synced => tracing::info!("Services and EndpointSlices have been listed"),
+        }
+        let node = matches!(change, Change::Node(_));
+        self.engine.change(change);
+        if node {
+            self.set_node();
+        }
+    }
+
+    fn interface(&mut self, event: InterfaceEvent) {
+        let now_ms = self.now_ms();
+        match event {
+            InterfaceEvent::Set(spec) => self.links.set(spec, self.engine.maps(), &self.metrics, now_ms),
+            InterfaceEvent::Gone(index) => self.links.gone(index, self.engine.maps()),
+            InterfaceEvent::Addresses(addresses) => {
+                let local = |address: interfaces::NodeAddress| node::LocalAddress {
+                    address: address.address,
+                    primary: address.primary,
+                };
+                self.addresses = addresses.into_iter().map(local).collect();
+                self.set_node();
+            }
+            InterfaceEvent::Synced => {
+                self.set_node();
+                self.links.retain(self.engine.maps());
+                self.engine.interfaces_listed();
+            }
+        }
+    }
+
+    fn set_node(&mut self) {
+        let Options { node_name, node_port_addresses, loopback_node_ports, .. } = &self.options;
+        let node = self.engine.world().node();
+        let context = node::context(node_name, node, &self.addresses, node_port_addresses, *loopback_node_ports);
+        let known: &[IpAddr] = &self.engine.world().context().node_port_addresses;
+        if known != context.node_port_addresses {
+            tracing::info!(addresses = ?context.node_port_addresses, "node ports are served on these addresses");
+        }
+        self.engine.set_node(context);
+    }
+}
+
+/// Says what works less well than it could on this machine.
+fn warn_about_lacks(options: &Options) {
+    for finding in kernel::check::run(&options.bpffs, options.cgroup.as_deref()) {
+        if finding.verdict != Verdict::Ok {
+            tracing::warn!("{}: {}: {}", finding.what, finding.consequence, finding.remedy);
+        }
+    }
+}

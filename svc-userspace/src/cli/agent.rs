@@ -1,0 +1,237 @@
+//! `svc agent`: its options, and the checks that need nothing but them and this machine.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use anyhow::Context;
+use clap::{ArgGroup, ValueEnum, builder::BoolishValueParser};
+use svc_common::config::{CONFIG_SOCKET_HOST, CONFIG_SOCKET_PODS_TCP, CONFIG_SOCKET_PODS_UDP};
+
+use super::preflight;
+use crate::{
+    agent::{self, node::NodePortAddresses},
+    tables::Capacity,
+};
+
+/// Arguments of `svc agent`.
+#[derive(Debug, clap::Args)]
+#[command(group(ArgGroup::new("source").args(["manifests", "kubeconfig"])))]
+pub struct AgentArgs {
+    /// Name of this node, as in its Node object: decides which endpoints are local
+    #[arg(long, env = "SVC_NODE_NAME", value_name = "NAME")]
+    pub node_name: String,
+    /// Read Services, EndpointSlices and Nodes from YAML and JSON files of this directory, and watch it
+    #[arg(long, env = "SVC_MANIFESTS", value_name = "DIR")]
+    pub manifests: Option<PathBuf>,
+    /// Reach the Kubernetes API as this file says; without it and without --manifests: as a pod does
+    #[arg(long, env = "SVC_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Interface that leads out of this node; repeat for more [default: those with a default route]
+    #[arg(long = "uplink", env = "SVC_UPLINK", value_name = "IF", value_delimiter = ',')]
+    pub uplinks: Vec<String>,
+    /// Pattern of interfaces that lead to pods (`cali*`); repeat for more [default: veths, and bridges of veths]
+    #[arg(long = "pod-interfaces", env = "SVC_POD_INTERFACES", value_name = "GLOB", value_delimiter = ',')]
+    pub pod_interfaces: Vec<String>,
+    /// Addresses that node ports are served on: `primary`, or those in these prefixes (0.0.0.0/0: every IPv4 one)
+    #[arg(
+        long,
+        env = "SVC_NODEPORT_ADDRESSES",
+        value_name = "primary|CIDR,…",
+        default_value = "primary",
+        value_parser = parse_node_port_addresses
+    )]
+    pub nodeport_addresses: NodePortAddresses,
+    /// Whose connections are translated when they are made; host processes depend on it
+    #[arg(long, env = "SVC_SOCKET_LB", value_name = "MODE", value_enum, default_value_t)]
+    pub socket_lb: SocketLb,
+    /// Whether uplinks use XDP: auto or off (this build has no XDP program; auto means off)
+    #[arg(long, env = "SVC_XDP", value_name = "MODE", default_value = "auto", value_parser = parse_xdp)]
+    pub xdp: Xdp,
+    /// Serve `spec.externalIPs`; whoever may write Services may then claim any address
+    #[arg(long, env = "SVC_EXTERNAL_IPS", value_parser = BoolishValueParser::new())]
+    pub external_ips: bool,
+    /// cgroup v2 directory whose processes are translated [default: the cgroup2 mount of /proc/self/mounts]
+    #[arg(long, env = "SVC_CGROUP", value_name = "DIR")]
+    pub cgroup: Option<PathBuf>,
+    /// Where Prometheus metrics are served, at /metrics
+    #[arg(long, env = "SVC_METRICS_ADDRESS", value_name = "ADDR:PORT", default_value = "127.0.0.1:10249")]
+    pub metrics_address: SocketAddr,
+    /// Where /healthz and /livez are served
+    #[arg(long, env = "SVC_HEALTHZ_ADDRESS", value_name = "ADDR:PORT", default_value = "0.0.0.0:10256")]
+    pub healthz_address: SocketAddr,
+    /// Connections remembered, per family; the least recently used one makes room
+    #[arg(long, env = "SVC_FLOWS", value_name = "N", default_value_t = 262_144, value_parser = at_least(1024))]
+    pub flows: u32,
+    /// Service ports, both families together
+    #[arg(long, env = "SVC_SERVICES", value_name = "N", default_value_t = 32_768, value_parser = at_least(16))]
+    pub services: u32,
+    /// Backends: endpoints of each Service port, both families together
+    #[arg(long, env = "SVC_BACKENDS", value_name = "N", default_value_t = 131_072, value_parser = at_least(16))]
+    pub backends: u32,
+    /// Addresses and ports that lead to Services, per family
+    #[arg(long, env = "SVC_FRONTENDS", value_name = "N", default_value_t = 65_536, value_parser = at_least(16))]
+    pub frontends: u32,
+    /// Entries of all consistent-hash tables; a Service takes about 100 for each backend, 4 bytes each
+    #[arg(long, env = "SVC_SLOTS", value_name = "N", default_value_t = 4_194_304, value_parser = at_least(4096))]
+    pub slots: u32,
+    /// Format of the log on standard error; its level is RUST_LOG
+    #[arg(long, env = "SVC_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value_t)]
+    pub log_format: LogFormat,
+}
+
+/// Numbers from `least` to half of the range, so that sizes computed from them never overflow.
+fn at_least(least: i64) -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(least..=i64::from(u32::MAX / 2))
+}
+
+/// `--socket-lb`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum SocketLb {
+    /// TCP and UDP of host processes, TCP of pods
+    #[default]
+    Auto,
+    /// TCP and UDP of host processes and pods
+    All,
+    /// TCP and UDP of host processes only
+    Host,
+    /// Nobody's: host processes do not reach Services
+    Off,
+}
+
+impl SocketLb {
+    /// `CONFIG_SOCKET_*` flags.
+    pub fn flags(self) -> u32 {
+        match self {
+            Self::Auto => CONFIG_SOCKET_HOST | CONFIG_SOCKET_PODS_TCP,
+            Self::All => CONFIG_SOCKET_HOST | CONFIG_SOCKET_PODS_TCP | CONFIG_SOCKET_PODS_UDP,
+            Self::Host => CONFIG_SOCKET_HOST,
+            Self::Off => 0,
+        }
+    }
+}
+
+/// `--xdp`, as far as this build has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Xdp {
+    /// What is best: off, as long as there is no XDP program.
+    Auto,
+    /// Not used.
+    Off,
+}
+
+fn parse_xdp(text: &str) -> Result<Xdp, String> {
+    match text {
+        "auto" => Ok(Xdp::Auto),
+        "off" => Ok(Xdp::Off),
+        "native" | "generic" => Err("this build has no XDP program: use auto or off".to_owned()),
+        _ => Err("use auto or off".to_owned()),
+    }
+}
+
+fn parse_node_port_addresses(text: &str) -> Result<NodePortAddresses, String> {
+    if text == "primary" {
+        return Ok(NodePortAddresses::Primary);
+    }
+    let prefix = |part: &str| match part.parse::<IpAddr>() {
+        Ok(address) => Ok(address.into()),
+        Err(_) => part.parse().map_err(|_| format!("{part:?} is neither `primary` nor a prefix such as 10.0.0.0/8")),
+    };
+    text.split(',').map(prefix).collect::<Result<_, _>>().map(NodePortAddresses::Within)
+}
+
+/// `--log-format`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// A line for people
+    #[default]
+    Text,
+    /// A JSON object a line
+    Json,
+}
+
+/// Checks this machine, then runs the agent until it is told to stop.
+pub fn run(bpffs: PathBuf, args: AgentArgs) -> anyhow::Result<()> {
+    start_log(args.log_format);
+    let source = match (&args.manifests, &args.kubeconfig) {
+        (Some(dir), _) => agent::Source::Manifests(dir.clone()),
+        (None, kubeconfig) => agent::Source::Kubernetes(kubeconfig.clone()),
+    };
+    let cgroup = match args.socket_lb {
+        SocketLb::Off => None,
+        _ => Some(preflight::cgroup(args.cgroup.as_deref()).context("cannot start the agent")?),
+    };
+    preflight::check(&bpffs, cgroup.as_deref()).context("cannot start the agent")?;
+    let options = agent::Options {
+        node_name: Arc::from(args.node_name),
+        source,
+        uplinks: args.uplinks,
+        pod_patterns: args.pod_interfaces,
+        node_port_addresses: args.nodeport_addresses,
+        loopback_node_ports: args.socket_lb != SocketLb::Off,
+        config_flags: args.socket_lb.flags(),
+        external_ips: args.external_ips,
+        bpffs,
+        cgroup,
+        metrics_address: args.metrics_address,
+        healthz_address: args.healthz_address,
+        flows: args.flows,
+        capacity: Capacity {
+            services: args.services,
+            backends: args.backends,
+            frontends_v4: args.frontends,
+            frontends_v6: args.frontends,
+            slots: args.slots,
+        },
+    };
+    // Two threads beside this one: health, metrics, netlink and the API client never wait for the maps to be written.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let result = runtime.block_on(agent::run(options));
+    // A file system or DNS call that hangs must not keep the process.
+    runtime.shutdown_background();
+    result
+}
+
+fn start_log(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    match format {
+        LogFormat::Text => {
+            let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+            builder.with_ansi(terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())).init();
+        }
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+    }
+}
+
+/// Where the agent of this machine answers unless told otherwise, for `svc status`.
+pub const DEFAULT_HEALTHZ: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10256);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn node_port_addresses_are_primary_or_prefixes() {
+        assert_eq!(parse_node_port_addresses("primary"), Ok(NodePortAddresses::Primary));
+        let Ok(NodePortAddresses::Within(prefixes)) = parse_node_port_addresses("10.0.0.0/8,fd00::1") else {
+            panic!("two prefixes");
+        };
+        assert_eq!(prefixes.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.0.0.0/8", "fd00::1/128"]);
+        assert!(parse_node_port_addresses("eth0").is_err_and(|error| error.contains("eth0")));
+    }
+
+    #[test]
+    fn auto_translates_the_host_and_tcp_of_pods() {
+        assert_eq!(SocketLb::Auto.flags(), CONFIG_SOCKET_HOST | CONFIG_SOCKET_PODS_TCP);
+        assert_eq!(SocketLb::Host.flags(), CONFIG_SOCKET_HOST);
+        assert_eq!(SocketLb::Off.flags(), 0);
+    }
+}
