@@ -104,10 +104,14 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
         }
         cause = error.source();
     }
-    // A refused program brings the verifier's whole log along; its end says why.
-    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    // A refused program brings the verifier's whole log along: the reason is its last line before the statistics.
+    let is_statistics = |line: &str| {
+        ["processed ", "stack depth ", "verification time ", "peak_states"].iter().any(|start| line.starts_with(start))
+    };
+    let lines: Vec<&str> =
+        text.lines().map(str::trim).filter(|line| !line.is_empty() && !is_statistics(line)).collect();
     match lines.as_slice() {
-        [first, .., reason, last] if lines.len() > 3 => format!("{first} … {reason} {last}"),
+        [first, .., reason] if lines.len() > 3 => format!("{first} … {reason}"),
         _ => lines.join(" "),
     }
 }

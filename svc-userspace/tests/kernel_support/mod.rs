@@ -1,6 +1,8 @@
 //! A place for one test: a network namespace of its own, a directory on bpffs and a cgroup, all gone when it ends,
 //! however it ends.
 
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
 use std::{
     fs,
     path::{Path, PathBuf},
