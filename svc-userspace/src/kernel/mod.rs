@@ -2,4 +2,5 @@
 //!
 //! `Dataplane` is the agent's handle (read and write); [`view::Snapshot`] is what every other command reads from the pins.
 
+pub mod object;
 pub mod view;
