@@ -1,5 +1,7 @@
 //! FLOWS_V4/V6: decisions already taken, one entry for each direction of a translated flow.
 
+use crate::Address;
+
 /// Key of FLOWS: the 5-tuple of the packet *as the hook sees it*, and the hook.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -58,6 +60,25 @@ pub struct Flow<A> {
     pub flags: u8,
     /// Zero.
     pub pad: [u8; 2],
+}
+
+impl<A: Address> Flow<A> {
+    /// All zero: room for an entry to be copied into.
+    #[inline(always)]
+    pub fn empty() -> Self {
+        Self {
+            address: A::zeroed(),
+            port: 0,
+            peer_port: 0,
+            backend: 0,
+            generation: 0,
+            service: 0,
+            last_seen: 0,
+            state: FlowState::Open as u8,
+            flags: 0,
+            pad: [0; 2],
+        }
+    }
 }
 
 /// The packet leaves with an address of this node as its source (the agent's nftables rule does it).

@@ -1,2 +1,47 @@
-//! The packet path.
-#![no_std]
+//! The packet path of `svc`, as pure logic: it runs in the kernel, under proptest on the host, and is compared with itself.
+//!
+//! # The packet's walk
+//!
+//! **Ingress rewrites destinations.** A packet that comes in is *parsed* ([`packet`]: link, IP and transport header, or
+//! the tuple of the first fragment for a later one). If its tuple is a known flow ([`flow`]), the flow says where it goes.
+//! Otherwise its destination is *looked up* among the frontends ([`ingress`]); no frontend, not ours: it passes. A new
+//! flow *selects* a backend by consistent hashing ([`select`]), *opens* entries for both directions ([`open`]), and the
+//! frame is *rewritten* ([`rewrite`]), checksums by difference ([`checksum`]).
+//!
+//! **Egress rewrites sources.** A packet that goes out is parsed the same way; if the reply entry of a flow matches, its
+//! source becomes the address the client had asked for ([`egress`]).
+//!
+//! ICMP errors carry the head of the packet they complain about; [`icmp`] translates that head, and the outer addresses,
+//! with the same entries, so that path-MTU discovery reaches the real sender.
+//!
+//! On a port of a bridge, replies would go from port to port and netfilter would see half of each connection; there
+//! [`ingress`] gives them the bridge's own hardware address, which takes them up the stack.
+//!
+//! # Shape
+//!
+//! Everything is generic over the address family ([`svc_common::Address`] through [`ip::Ip`]), over [`frame::Frame`] (bytes
+//! with checked access) and over [`tables::Tables`] (the maps). Nothing here keeps state, allocates, panics, or knows
+//! whether it runs in a kernel.
+#![cfg_attr(not(any(test, feature = "host")), no_std)]
+#![forbid(unsafe_code)]
+
+pub mod checksum;
+pub mod egress;
+pub mod flow;
+pub mod frame;
+#[cfg(feature = "host")]
+pub mod host;
+pub mod icmp;
+pub mod ingress;
+pub mod ip;
+pub mod link;
+pub mod open;
+pub mod packet;
+pub mod rewrite;
+pub mod scratch;
+pub mod select;
+pub mod socket;
+pub mod tables;
+pub mod verdict;
+
+pub use verdict::Verdict;

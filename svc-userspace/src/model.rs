@@ -98,7 +98,7 @@ impl Family {
 }
 
 /// A Service that is load-balanced: headless and `ExternalName` Services never become one.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Service {
     /// Name.
     pub name: ObjectName,
@@ -136,7 +136,7 @@ pub struct ServicePort {
 }
 
 /// An `EndpointSlice` of one family that belongs to a Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Slice {
     /// Name of the slice.
     pub name: ObjectName,
@@ -153,7 +153,7 @@ pub struct Slice {
 }
 
 /// One entry of a slice's `ports`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SlicePort {
     /// Port name, empty if it has none: matches [`ServicePort::name`].
     pub name: Arc<str>,
@@ -164,7 +164,7 @@ pub struct SlicePort {
 }
 
 /// One entry of a slice's `endpoints`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     /// `addresses[0]`; of the slice's family; never unspecified, loopback, link-local or multicast.
     pub address: IpAddr,
@@ -183,7 +183,7 @@ pub struct Endpoint {
 }
 
 /// The node this agent runs on.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Node {
     /// `metadata.name`.
     pub name: Arc<str>,
@@ -212,7 +212,7 @@ pub enum Change {
 }
 
 /// Something wrong in one object. The rest of the object, if any makes sense, is used.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 #[error("{kind} {name}: {field}: {message}")]
 pub struct Problem {
     /// `Service`, `EndpointSlice`, `Node`, or `File` for manifests that cannot be read.

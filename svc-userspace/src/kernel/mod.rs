@@ -1,6 +1,216 @@
 //! The only module that touches BPF: load, pin, attach, adopt, apply, and read back.
 //!
-//! `Dataplane` is the agent's handle (read and write); [`view::Snapshot`] is what every other command reads from the pins.
+//! [`Dataplane`] is the agent's handle (read and write); [`view::Pins`] is what every other command reads. What is
+//! attached stays attached when a `Dataplane` is dropped: forwarding outlives the agent, and [`cleanup`] ends it.
 
+use std::path::{Path, PathBuf};
+
+use svc_common::{Config, Interface};
+
+use crate::tables::{Capacity, Observed, Op};
+
+mod apply;
+mod attach;
+mod attachments;
+mod cgroup;
+pub mod check;
+mod cleanup;
+mod clsact;
+mod decode;
+mod error;
+mod load;
+mod maps;
 pub mod object;
+mod observe;
+mod pins;
+mod sys;
 pub mod view;
+
+pub use cleanup::{CleanupReport, cleanup};
+pub use error::{ApplyError, KernelError};
+
+/// Bit of `skb->mark` that asks for masquerading; see [`crate::masquerade`].
+pub const MASQUERADE_MARK: u32 = 0x1000;
+
+/// What a dataplane is made of.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Directory of all pins, on a bpffs.
+    pub bpffs: PathBuf,
+    /// Directory on cgroup v2 for the socket hooks; `None`: no socket hooks.
+    pub cgroup: Option<PathBuf>,
+    /// Sizes of the maps that `tables` accounts for.
+    pub capacity: Capacity,
+    /// Entries of FLOWS_V4 and of FLOWS_V6.
+    pub flows: u32,
+    /// `CONFIG_*` of `svc_common::config`.
+    pub config_flags: u32,
+    /// How classifiers are attached.
+    pub attach: AttachMode,
+}
+
+/// How classifiers are attached to interfaces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AttachMode {
+    /// By TCX where the kernel has it (6.6), else by clsact.
+    #[default]
+    Auto,
+    /// By clsact.
+    Clsact,
+}
+
+/// What packets on an interface begin with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkLayer {
+    /// An Ethernet header.
+    Ethernet,
+    /// The IP header: tunnels and WireGuard.
+    None,
+}
+
+/// An interface that carries Service traffic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InterfaceSpec {
+    /// Interface index in the agent's network namespace.
+    pub index: u32,
+    /// Interface name, for messages.
+    pub name: String,
+    /// What its packets begin with.
+    pub link: LinkLayer,
+    /// Its value in INTERFACES.
+    pub entry: Interface,
+}
+
+/// The maps, programs and links of this node, owned by one agent at a time.
+pub struct Dataplane {
+    layout: pins::Layout,
+    programs: load::Programs,
+    maps: maps::Maps,
+    tcx: bool,
+    _lock: pins::Lock,
+}
+
+impl Dataplane {
+    /// Loads `object`, adopting what is pinned below `options.bpffs` and replacing its socket hooks in place; returns
+    /// what the adopted maps say. It writes no Service; CONFIG is written, and links of interfaces that are gone are
+    /// removed. Interfaces keep the programs they have until [`Dataplane::set_interface`].
+    pub fn start_with_object(options: &Options, object: &[u8]) -> Result<(Self, Observed), KernelError> {
+        pins::require_bpffs(&options.bpffs)?;
+        check::require()?;
+        if let Some(cgroup) = &options.cgroup {
+            cgroup::require_cgroup2(cgroup)?;
+        }
+        let layout = pins::Layout::current(&options.bpffs);
+        pins::refuse_newer(&options.bpffs)?;
+        std::fs::create_dir_all(&options.bpffs).map_err(|error| KernelError::Pin {
+            path: options.bpffs.clone(),
+            action: "create it",
+            error,
+        })?;
+        let lock = pins::Lock::take(&options.bpffs)?;
+        layout.create()?;
+
+        let (programs, adopted) = load::load(object, &layout, options)?;
+        let mut maps = maps::Maps::open(&layout)?;
+        let cookie = sys::netns_cookie().map_err(|error| KernelError::Missing {
+            what: "SO_NETNS_COOKIE".to_owned(),
+            consequence: format!("the host's sockets cannot be told from those of pods ({error})"),
+            remedy: "use Linux 5.15 or newer".to_owned(),
+        })?;
+        let previous: Config = maps.config.get(&0, 0).map_err(|error| KernelError::map("CONFIG", error))?;
+        let same_namespace = previous.host_netns_cookie == cookie;
+        attach::remove_stale(&layout, same_namespace)?;
+        if adopted && !same_namespace {
+            forget_interfaces(&mut maps)?;
+        }
+        let config = Config {
+            host_netns_cookie: cookie,
+            masquerade_mark: MASQUERADE_MARK,
+            flags: if options.cgroup.is_some() { options.config_flags } else { 0 },
+        };
+        maps.config.set(0, config, 0).map_err(|error| KernelError::map("CONFIG", error))?;
+
+        match &options.cgroup {
+            Some(directory) => cgroup::attach(&layout, &programs, directory)?,
+            None => cgroup::detach(&layout)?,
+        }
+        let observed = observe::observe(&layout, &maps)?;
+        let tcx = options.attach == AttachMode::Auto
+            && programs.get("svc_ingress").is_some_and(|program| attach::has_tcx(std::os::fd::AsFd::as_fd(program)));
+        Ok((Self { layout, programs, maps, tcx, _lock: lock }, observed))
+    }
+
+    /// Applies operations in their order until one fails.
+    pub fn apply(&mut self, operations: &[Op]) -> Result<(), ApplyError> {
+        apply::apply(&mut self.maps, operations)
+    }
+
+    /// Attaches the classifiers to an interface, or replaces them atomically, and sets its scope. An error concerns this
+    /// interface alone; nothing else has changed.
+    pub fn set_interface(&mut self, interface: &InterfaceSpec) -> Result<(), KernelError> {
+        self.maps
+            .interfaces
+            .insert(interface.index, interface.entry, 0)
+            .map_err(|error| KernelError::map("INTERFACES", error))?;
+        attach::attach(&self.layout, &self.programs, self.tcx, interface)
+    }
+
+    /// Detaches from an interface, which may be gone already, and forgets it.
+    pub fn remove_interface(&mut self, index: u32) -> Result<(), KernelError> {
+        attach::detach(&self.layout, index)?;
+        match self.maps.interfaces.remove(&index) {
+            Err(error) if !is_absent(&error) => Err(KernelError::map("INTERFACES", error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Indexes of all interfaces that a program was ever attached to and not removed from: after an adoption, those that
+    /// are not set again are to be removed by the caller.
+    pub fn interfaces(&self) -> Result<Vec<u32>, KernelError> {
+        let mut found = std::collections::BTreeSet::new();
+        maps::each_entry(&self.layout, "INTERFACES", &mut |index: u32, _: Interface| {
+            found.insert(index);
+        })?;
+        found.extend(
+            self.layout.links()?.iter().filter_map(|(name, _)| attach::parse_pin(name)).map(|(index, _)| index),
+        );
+        Ok(found.into_iter().collect())
+    }
+
+    /// True if classifiers are attached by TCX, false if by clsact.
+    pub fn uses_tcx(&self) -> bool {
+        self.tcx
+    }
+
+    /// The directory of all pins.
+    pub fn bpffs(&self) -> &Path {
+        &self.layout.bpffs
+    }
+}
+
+impl std::fmt::Debug for Dataplane {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Dataplane").field("layout", &self.layout).field("tcx", &self.tcx).finish_non_exhaustive()
+    }
+}
+
+/// Empties INTERFACES: indexes of another network namespace mean nothing here.
+fn forget_interfaces(maps: &mut maps::Maps) -> Result<(), KernelError> {
+    let indexes: Vec<u32> = maps.interfaces.keys().filter_map(Result::ok).collect();
+    for index in indexes {
+        match maps.interfaces.remove(&index) {
+            Err(error) if !is_absent(&error) => return Err(KernelError::map("INTERFACES", error)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// True if an entry was to be removed and is not there.
+fn is_absent(error: &aya::maps::MapError) -> bool {
+    match error {
+        aya::maps::MapError::KeyNotFound => true,
+        aya::maps::MapError::SyscallError(error) => error.io_error.raw_os_error() == Some(libc::ENOENT),
+        _ => false,
+    }
+}

@@ -1,9 +1,20 @@
 //! The pinned maps as plain values, for the command line, metrics and tests: reads only, never writes.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    net::{IpAddr, SocketAddr},
+    os::fd::AsFd,
+    path::Path,
+};
 
-use svc_common::{Config, Counters, Frontend, Interface, Reason, ServiceName};
+use aya::maps::{MapData, MapType, PerCpuArray};
+use svc_common::{
+    Address, Backend, BackendState, Config, Counters, Flow, FlowKey, FlowState, Frontend, Hook, Interface, Reason,
+    ServiceName,
+};
 
+use super::{attachments, decode, error::KernelError, maps::each_entry, observe, pins::Layout, sys};
 use crate::{
     model::Protocol,
     tables::{BackendValue, FrontendAddress},
@@ -101,26 +112,178 @@ pub enum ViewError {
     },
 }
 
-/// A handle on the pinned maps of one agent.
+/// A handle on the pinned maps of one agent, which need not run.
 #[derive(Debug)]
 pub struct Pins {
-    root: std::path::PathBuf,
+    layout: Layout,
 }
 
 impl Pins {
     /// Pins below `bpffs` (the agent's `--bpffs`).
     pub fn open(bpffs: &Path) -> Result<Self, ViewError> {
-        Ok(Self { root: bpffs.to_owned() })
+        let layout = Layout::current(bpffs);
+        match fs::metadata(layout.map("CONFIG")) {
+            Ok(_) => Ok(Self { layout }),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(ViewError::Map {
+                bpffs: bpffs.display().to_string(),
+                map: "CONFIG".to_owned(),
+                message: format!("{error}: run as root"),
+            }),
+            Err(_) => Err(ViewError::NotFound(bpffs.display().to_string())),
+        }
     }
 
     /// Everything but flows.
     pub fn snapshot(&self) -> Result<Snapshot, ViewError> {
-        Err(ViewError::NotFound(self.root.display().to_string()))
+        self.read_snapshot().map_err(|error| self.failed(error))
     }
 
-    /// Calls `each` for every entry of FLOWS_V4 and FLOWS_V6.
-    pub fn flows(&self, each: &mut dyn FnMut(FlowEntry)) -> Result<(), ViewError> {
-        let _ = each;
-        Err(ViewError::NotFound(self.root.display().to_string()))
+    fn read_snapshot(&self) -> Result<Snapshot, KernelError> {
+        let layout = &self.layout;
+        let mut snapshot = Snapshot::default();
+        each_entry(layout, "SERVICES", &mut |id: u32, name: ServiceName| {
+            snapshot.services.insert(id, Box::new(name));
+        })?;
+        snapshot.frontends = observe::frontends(layout)?.into_iter().collect();
+        backends::<[u8; 4]>(layout, "BACKENDS_V4", &mut snapshot.backends)?;
+        backends::<[u8; 16]>(layout, "BACKENDS_V6", &mut snapshot.backends)?;
+        snapshot.service_counters = counters(layout, "STATS_SERVICE", snapshot.services.keys())?;
+        snapshot.backend_counters = counters(layout, "STATS_BACKEND", snapshot.backends.keys())?;
+        let indexes: Vec<u32> = Reason::ALL.iter().map(|reason| *reason as u32).collect();
+        let mut drops = counters(layout, "DROPS", indexes.iter())?;
+        snapshot.drops =
+            Reason::ALL.iter().map(|reason| (*reason, drops.remove(&(*reason as u32)).unwrap_or_default())).collect();
+        each_entry(layout, "INTERFACES", &mut |index: u32, interface: Interface| {
+            snapshot.interfaces.insert(index, interface);
+        })?;
+        each_entry(layout, "CONFIG", &mut |_: u32, config: Config| snapshot.config = config)?;
+        for name in super::load::MAPS {
+            snapshot.maps.insert(name.to_owned(), fill(layout, name)?);
+        }
+        // What has been read need not be counted again.
+        let counted = [
+            ("SERVICES", snapshot.services.len()),
+            ("INTERFACES", snapshot.interfaces.len()),
+            ("FRONTENDS_V4", snapshot.frontends.keys().filter(|key| key.address.is_ipv4()).count()),
+            ("FRONTENDS_V6", snapshot.frontends.keys().filter(|key| key.address.is_ipv6()).count()),
+            ("BACKENDS_V4", snapshot.backends.values().filter(|backend| backend.address.is_ipv4()).count()),
+            ("BACKENDS_V6", snapshot.backends.values().filter(|backend| backend.address.is_ipv6()).count()),
+        ];
+        for (name, entries) in counted {
+            if let Some(fill) = snapshot.maps.get_mut(name) {
+                fill.entries = Some(entries as u64);
+            }
+        }
+        snapshot.attachments = attachments::read(layout, snapshot.interfaces.keys().copied())?;
+        Ok(snapshot)
     }
+
+    /// Calls `each` for every entry of FLOWS_V4 and FLOWS_V6. Flows that come and go meanwhile may be missed or seen.
+    pub fn flows(&self, each: &mut dyn FnMut(FlowEntry)) -> Result<(), ViewError> {
+        let now = clock();
+        each_entry(&self.layout, "FLOWS_V4", &mut |key: FlowKey<[u8; 4]>, value: Flow<[u8; 4]>| {
+            if let Some(flow) = flow(&key, &value, now) {
+                each(flow);
+            }
+        })
+        .and_then(|()| {
+            each_entry(&self.layout, "FLOWS_V6", &mut |key: FlowKey<[u8; 16]>, value: Flow<[u8; 16]>| {
+                if let Some(flow) = flow(&key, &value, now) {
+                    each(flow);
+                }
+            })
+        })
+        .map_err(|error| self.failed(error))
+    }
+
+    fn failed(&self, error: KernelError) -> ViewError {
+        let bpffs = self.layout.bpffs.display().to_string();
+        match error {
+            KernelError::Map { map, message } => ViewError::Map { bpffs, map, message },
+            error => ViewError::Map { bpffs, map: "links".to_owned(), message: error.to_string() },
+        }
+    }
+}
+
+fn backends<A: Address>(layout: &Layout, name: &str, found: &mut BTreeMap<u32, BackendValue>) -> Result<(), KernelError>
+where
+    Backend<A>: bytemuck::Pod,
+    IpAddr: From<A>,
+{
+    each_entry(layout, name, &mut |id: u32, value: Backend<A>| {
+        if let Some(backend) = decode::backend(&value)
+            && backend.state != BackendState::Gone
+        {
+            found.insert(id, backend);
+        }
+    })
+}
+
+fn counters<'a>(
+    layout: &Layout,
+    name: &str,
+    indexes: impl Iterator<Item = &'a u32>,
+) -> Result<BTreeMap<u32, Counters>, KernelError> {
+    let map: PerCpuArray<MapData, Counters> = super::maps::open(layout, name)?;
+    let mut sums = BTreeMap::new();
+    for &index in indexes.filter(|index| **index < map.len()) {
+        let values = map.get(&index, 0).map_err(|error| KernelError::map(name, error))?;
+        let mut sum = Counters::default();
+        for value in values.iter() {
+            sum.packets += value.packets;
+            sum.bytes += value.bytes;
+            sum.connections += value.connections;
+        }
+        sums.insert(index, sum);
+    }
+    Ok(sums)
+}
+
+/// How full a map is. Hash maps that nothing else reads are counted entry by entry: the kernel keeps no number.
+fn fill(layout: &Layout, name: &str) -> Result<MapFill, KernelError> {
+    let data = MapData::from_pin(layout.map(name)).map_err(|error| KernelError::map(name, error))?;
+    let info = data.info().map_err(|error| KernelError::map(name, error))?;
+    let failed = |error: io::Error| KernelError::map(name, error);
+    let mut entries = None;
+    if matches!(info.map_type(), Ok(MapType::LruHash)) {
+        let mut count = 0;
+        sys::each_entry(data.fd().as_fd(), info.key_size() as usize, info.value_size() as usize, &mut |_, _| {
+            count += 1
+        })
+        .map_err(failed)?;
+        entries = Some(count);
+    }
+    let bytes = sys::memlock(data.fd()).map_err(failed)?;
+    Ok(MapFill { entries, capacity: u64::from(info.max_entries()), bytes })
+}
+
+/// Nanoseconds in a unit of `last_seen`, as a shift.
+const CLOCK_SHIFT: u32 = 30;
+
+/// The monotonic clock in units of `last_seen`; the kernel's programs read the same clock.
+fn clock() -> u32 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+        .map_or(0, |time| time.tv_sec().unsigned_abs() * 1_000_000_000 + time.tv_nsec().unsigned_abs());
+    (now >> CLOCK_SHIFT) as u32
+}
+
+fn flow<A: Address>(key: &FlowKey<A>, value: &Flow<A>, now: u32) -> Option<FlowEntry>
+where
+    IpAddr: From<A>,
+{
+    // An entry written after the clock was read is not negative seconds old.
+    let idle = u64::from(now.saturating_sub(value.last_seen));
+    Some(FlowEntry {
+        hook: if key.hook == Hook::Egress as u8 { "egress" } else { "ingress" },
+        protocol: Protocol::from_number(key.protocol)?,
+        source: SocketAddr::new(key.source.into(), key.source_port),
+        destination: SocketAddr::new(key.destination.into(), key.destination_port),
+        rewrite: SocketAddr::new(value.address.into(), value.port),
+        peer_port: value.peer_port,
+        service: value.service,
+        backend: value.backend,
+        idle_seconds: (idle << CLOCK_SHIFT) / 1_000_000_000,
+        state: if value.state == FlowState::Closing as u8 { "closing" } else { "open" },
+        masquerade: value.flags & svc_common::flow::FLOW_MASQUERADE != 0,
+    })
 }

@@ -3,11 +3,33 @@
 //! Pure: it computes [`Op`]s and never touches BPF. A reader in the kernel that sees the maps between any two operations
 //! finds only complete Services: backends first, slots next, frontend last; removal the other way round.
 
-use std::net::SocketAddr;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::SocketAddr,
+};
 
-use svc_common::{Frontend, ServiceName};
+use svc_common::{Frontend, ServiceName, SlotRange};
 
-use crate::model::Protocol;
+use crate::{
+    compile::PortKey,
+    model::{Family, ObjectName, Protocol},
+};
+
+mod adopt;
+mod ids;
+pub mod maglev;
+mod names;
+mod plan;
+mod program;
+mod refused;
+mod slots;
+#[cfg(test)]
+mod tests;
+
+pub use ids::REST_MS;
+pub use names::{to_port_key, to_service_name};
+pub use refused::{Reason, Refused};
+pub use slots::SLOT_REST_MS;
 
 /// A backend's entry in BACKENDS_V4/V6, the family being that of the address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,4 +84,141 @@ pub struct Observed {
     pub frontends: Vec<(FrontendAddress, Frontend)>,
     /// SLOTS: contents of each distinct range that a frontend names, `(offset, backend ids)`.
     pub slots: Vec<(u32, Vec<u32>)>,
+}
+
+/// What the maps can hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Elements of SERVICES and STATS_SERVICE; one less can be used, since id 0 is never given.
+    pub services: u32,
+    /// Elements of BACKENDS_V4, BACKENDS_V6 and STATS_BACKEND; one less can be used, by both families together.
+    pub backends: u32,
+    /// Entries of FRONTENDS_V4.
+    pub frontends_v4: u32,
+    /// Entries of FRONTENDS_V6.
+    pub frontends_v6: u32,
+    /// Slots (not lines) of SLOTS.
+    pub slots: u32,
+}
+
+/// How much of a resource is in use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Usage {
+    /// In use now.
+    pub used: u32,
+    /// Released, but not to be given again yet.
+    pub resting: u32,
+    /// Most that can be in use.
+    pub capacity: u32,
+}
+
+/// How full everything is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Fill {
+    /// Service ids.
+    pub services: Usage,
+    /// Backend ids.
+    pub backends: Usage,
+    /// Entries of FRONTENDS_V4.
+    pub frontends_v4: Usage,
+    /// Entries of FRONTENDS_V6.
+    pub frontends_v6: Usage,
+    /// Slots.
+    pub slots: Usage,
+}
+
+/// What is programmed, and who owns which id, range and address.
+#[derive(Debug)]
+pub struct Tables {
+    capacity: Capacity,
+    service_ids: ids::Ids,
+    backend_ids: ids::Ids,
+    slots: slots::Slots,
+    services: HashMap<ObjectName, BTreeMap<PortKey, Port>>,
+    keys: HashMap<u32, PortKey>,
+    owners: HashMap<FrontendAddress, u32>,
+    frontends_v4: u32,
+    frontends_v6: u32,
+    refused: BTreeSet<ObjectName>,
+    adopted: adopt::Adopted,
+    maglev: maglev::Builder,
+}
+
+/// A Service port of one family as it is programmed.
+#[derive(Debug, Default)]
+struct Port {
+    id: u32,
+    backends: BTreeMap<SocketAddr, (u32, BackendValue)>,
+    ranges: Vec<Range>,
+    frontends: BTreeMap<FrontendAddress, Frontend>,
+}
+
+/// A consistent-hash table in SLOTS, shared by all frontends of the port that use the same set.
+#[derive(Debug, Clone, PartialEq)]
+struct Range {
+    /// Ids of the backends, ascending.
+    set: Vec<u32>,
+    slots: SlotRange,
+}
+
+impl Tables {
+    /// Tables for empty maps.
+    pub fn new(capacity: Capacity) -> Self {
+        Self {
+            capacity,
+            service_ids: ids::Ids::new(capacity.services),
+            backend_ids: ids::Ids::new(capacity.backends),
+            slots: slots::Slots::new(capacity.slots),
+            services: HashMap::new(),
+            keys: HashMap::new(),
+            owners: HashMap::new(),
+            frontends_v4: 0,
+            frontends_v6: 0,
+            refused: BTreeSet::new(),
+            adopted: adopt::Adopted::default(),
+            maglev: maglev::Builder::default(),
+        }
+    }
+
+    /// Frees the ids and slot ranges whose rest is over. `now_ms` is any clock that never goes back.
+    pub fn expire(&mut self, now_ms: u64) {
+        self.service_ids.expire(now_ms);
+        self.backend_ids.expire(now_ms);
+        self.slots.expire(now_ms);
+    }
+
+    /// Services of which a port is refused, sorted: what refused it may be gone after other updates, after
+    /// `finish_adoption` or `expire`, so they are to be updated again then, until a round of it yields no operation.
+    pub fn refused(&self) -> Vec<ObjectName> {
+        self.refused.iter().cloned().collect()
+    }
+
+    /// Who owns a frontend address, if anybody does.
+    pub fn owner(&self, address: &FrontendAddress) -> Option<&PortKey> {
+        self.owners.get(address).and_then(|id| self.keys.get(id))
+    }
+
+    /// Usage of every resource, for metrics.
+    pub fn fill(&self) -> Fill {
+        let ids = |ids: &ids::Ids, capacity: u32| Usage {
+            used: ids.used(),
+            resting: ids.resting(),
+            capacity: capacity.saturating_sub(1),
+        };
+        let entries = |used, capacity| Usage { used, resting: 0, capacity };
+        Fill {
+            services: ids(&self.service_ids, self.capacity.services),
+            backends: ids(&self.backend_ids, self.capacity.backends),
+            frontends_v4: entries(self.frontends_v4, self.capacity.frontends_v4),
+            frontends_v6: entries(self.frontends_v6, self.capacity.frontends_v6),
+            slots: Usage { used: self.slots.used(), resting: self.slots.resting(), capacity: self.capacity.slots },
+        }
+    }
+
+    fn frontend_count(&mut self, address: &FrontendAddress) -> &mut u32 {
+        match Family::of(address.address.ip()) {
+            Family::V4 => &mut self.frontends_v4,
+            Family::V6 => &mut self.frontends_v6,
+        }
+    }
 }

@@ -7,7 +7,12 @@ use std::{
     sync::Arc,
 };
 
-use crate::model::{Family, ObjectName, Protocol};
+use crate::model::{Family, ObjectName, Protocol, Service, Slice};
+
+mod endpoints;
+mod frontends;
+#[cfg(test)]
+mod tests;
 
 /// Everything outside the objects that the result depends on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -52,6 +57,8 @@ pub struct PortTable {
     pub local: Vec<usize>,
     /// Addresses and ports that lead here, sorted.
     pub frontends: Vec<FrontendEntry>,
+    /// Endpoints that are no backends at all ([`Unused::NotServing`]), sorted: for people.
+    pub not_serving: Vec<SocketAddr>,
 }
 
 /// An endpoint as a backend.
@@ -59,11 +66,11 @@ pub struct PortTable {
 pub struct BackendEntry {
     /// Address and port, *host order*.
     pub address: SocketAddr,
-    /// Takes existing flows only, if others are ready.
+    /// Not ready: takes existing flows only, unless a set names it because nothing else is ready.
     pub terminating: bool,
     /// Runs on this node.
     pub local: bool,
-    /// `Ok` if a set names it, else why it is not used: for people.
+    /// `None` if a set that some frontend uses names it, else why it is not used: for people.
     pub unused: Option<Unused>,
 }
 
@@ -75,6 +82,10 @@ pub enum Unused {
     NotServing,
     /// Serving and terminating while others are ready.
     Terminating,
+    /// Serving, but neither ready nor terminating.
+    NotReady,
+    /// Every frontend has policy Local, and the endpoint runs on another node.
+    Policy,
     /// Hints give it to other nodes or zones.
     Hints,
 }
@@ -114,4 +125,38 @@ pub enum FrontendKind {
     LoadBalancer,
     /// `spec.externalIPs`.
     ExternalIp,
+}
+
+/// Compiles a Service: one table for each of its ports in each of its families, sorted by key. The order of slices,
+/// endpoints and ports plays no part; slices of other Services are ignored.
+pub fn compile(service: &Service, slices: &[&Slice], node: &NodeContext) -> Vec<PortTable> {
+    let mut ports: Vec<_> = service.ports.iter().collect();
+    ports.sort_by(|a, b| (&a.name, a.protocol, a.port, a.node_port).cmp(&(&b.name, b.protocol, b.port, b.node_port)));
+    ports.dedup_by(|a, b| a.name == b.name && a.protocol == b.protocol && a.port == b.port);
+    let mut tables = Vec::with_capacity(ports.len());
+    for port in ports {
+        for family in [Family::V4, Family::V6] {
+            if !service.cluster_ips.iter().any(|address| Family::of(*address) == family) {
+                continue;
+            }
+            let frontends = frontends::of_port(service, port, family, node);
+            let selection = endpoints::select(service, port, family, slices, node, &frontends);
+            tables.push(PortTable {
+                key: PortKey {
+                    service: service.name.clone(),
+                    name: port.name.clone(),
+                    protocol: port.protocol,
+                    port: port.port,
+                    family,
+                },
+                affinity_seconds: service.affinity_seconds.unwrap_or(0),
+                backends: selection.backends,
+                cluster: selection.cluster,
+                local: selection.local,
+                frontends,
+                not_serving: selection.not_serving,
+            });
+        }
+    }
+    tables
 }

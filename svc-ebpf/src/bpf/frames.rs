@@ -1,0 +1,131 @@
+//! An sk_buff as a [`Frame`]: reads go straight to the packet, writes through helpers.
+//!
+//! Direct writes would be faster for packets that are rewritten, but their mere presence makes the verifier insert a
+//! prologue that un-clones *every* cloned packet (`bpf_unclone_prologue`, net/core/filter.c), Service traffic or not.
+
+use core::mem::size_of;
+
+use aya_ebpf::{
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
+    helpers::{bpf_l4_csum_replace, bpf_skb_pull_data, bpf_skb_store_bytes},
+};
+use bytemuck::Pod;
+use svc_ebpf::{
+    checksum::Change,
+    frame::{Covered, Frame},
+};
+
+/// `BPF_F_IPV6` of `bpf_l4_csum_replace` (Linux 6.16): the pseudo header is IPv6's. Without it the kernel spoils
+/// `skb->csum` of packets whose checksum hardware computed (CHECKSUM_COMPLETE), as there is no IP header checksum that
+/// cancels the address change out.
+const BPF_F_IPV6: u64 = 1 << 7;
+const EINVAL: i64 = 22;
+
+/// Readable end of any frame: bounds offsets for the verifier.
+const MAX_READ: usize = 0x7ff;
+
+/// A packet of a tc hook.
+pub(super) struct SkbFrame {
+    skb: *mut __sk_buff,
+}
+
+impl SkbFrame {
+    pub(super) fn new(skb: *mut __sk_buff) -> Self {
+        Self { skb }
+    }
+
+    /// Ethertype the kernel keeps beside the packet, *host order*.
+    #[inline(always)]
+    pub(super) fn ethertype(&self) -> u16 {
+        // SAFETY: the kernel passes a valid context, and the verifier checks the access.
+        u16::from_be(unsafe { (*self.skb).protocol } as u16)
+    }
+
+    /// Index of the interface the hook sits on.
+    #[inline(always)]
+    pub(super) fn interface(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.skb).ifindex }
+    }
+
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        // SAFETY: as above. The two fields are packet pointers to the verifier, whatever their declared type. Volatile, so
+        // that they are loaded where they are used: kept across branches, LLVM moves them as the 32-bit integers they
+        // are declared to be, and the verifier forgets that they are pointers ("invalid mem access 'scalar'").
+        unsafe {
+            let (start, end) = (&raw const (*self.skb).data, &raw const (*self.skb).data_end);
+            (start.read_volatile() as usize, end.read_volatile() as usize)
+        }
+    }
+}
+
+impl Frame for SkbFrame {
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.skb).len }
+    }
+
+    #[inline(always)]
+    fn require(&mut self, len: usize) -> bool {
+        let (start, end) = self.bounds();
+        if len <= MAX_READ && start + len <= end {
+            return true;
+        }
+        // SAFETY: a helper call with a valid context; it may move the packet, and pointers into it are never kept.
+        len <= self.len() as usize && unsafe { bpf_skb_pull_data(self.skb, len as u32) } == 0
+    }
+
+    #[inline(always)]
+    fn get<T: Pod>(&self, offset: usize) -> Option<T> {
+        if offset > MAX_READ {
+            return None;
+        }
+        let (start, end) = self.bounds();
+        let at = start + offset;
+        if at + size_of::<T>() > end {
+            return None;
+        }
+        // SAFETY: the bytes lie within the packet, as just checked (and checked again by the verifier); T is Pod.
+        Some(unsafe { (at as *const T).read_unaligned() })
+    }
+
+    #[inline(always)]
+    fn put<T: Pod>(&mut self, offset: usize, value: &T) -> Option<()> {
+        let from = core::ptr::from_ref(value).cast();
+        // SAFETY: `from` is valid for the size of T; the helper checks the offset against the packet.
+        let result = unsafe { bpf_skb_store_bytes(self.skb, offset as u32, from, size_of::<T>() as u32, 0) };
+        (result == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn fix_checksum(&mut self, offset: usize, change: Change, covered: Covered, zero_is_none: bool) -> Option<()> {
+        let mut flags = if zero_is_none { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
+        let is_ipv6 = covered == Covered::PseudoHeader { ipv6: true };
+        if covered != Covered::Payload {
+            flags |= u64::from(BPF_F_PSEUDO_HDR);
+        }
+        let sum = u64::from(change.sum());
+        let replace = |flags: u64| {
+            // SAFETY: a helper call with a valid context; it checks the offset against the packet.
+            unsafe { bpf_l4_csum_replace(self.skb, offset as u32, 0, sum, flags) }
+        };
+        let mut result = replace(if is_ipv6 { flags | BPF_F_IPV6 } else { flags });
+        if is_ipv6 && i64::from(result) == -EINVAL {
+            result = replace(flags); // older kernels know no such flag
+        }
+        (result == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn forget(&self, offset: usize) -> usize {
+        super::maps::forget(offset)
+    }
+
+    #[inline(always)]
+    fn mark(&mut self, bits: u32) {
+        // SAFETY: `mark` is a writable field of the context.
+        unsafe { (*self.skb).mark |= bits };
+    }
+}

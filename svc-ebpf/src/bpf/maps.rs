@@ -1,0 +1,337 @@
+//! The maps, and the traits of the pure logic on top of them. Sizes here are defaults; the agent sets them at load.
+//!
+//! Values of hash maps are copied at once: a reference would not survive the next insertion or eviction.
+
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
+    macros::btf_map,
+};
+use svc_common::{
+    Affinity, AffinityKey, Backend, Config, Counters, Flow, FlowKey, FlowState, FragmentKey, Frontend, FrontendKey,
+    Interface, Ports, Reason, ServiceName, SlotLine, SocketBackend, SocketKey, SocketPeer, hash::SLOTS_PER_LINE,
+};
+use svc_ebpf::{
+    open::{Attempt, attempt},
+    scratch::Scratch,
+    tables::{Decisions, Drops, Insert, Sockets, Tables},
+};
+
+const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
+const EEXIST: i32 = 17;
+
+type A4 = [u8; 4];
+type A6 = [u8; 16];
+
+#[btf_map]
+static FRONTENDS_V4: HashMap<FrontendKey<A4>, Frontend, 65536, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+static FRONTENDS_V6: HashMap<FrontendKey<A6>, Frontend, 65536, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+static SLOTS: Array<SlotLine, 262144, MMAPABLE> = Array::new();
+#[btf_map]
+static BACKENDS_V4: Array<Backend<A4>, 131072, MMAPABLE> = Array::new();
+#[btf_map]
+static BACKENDS_V6: Array<Backend<A6>, 131072, MMAPABLE> = Array::new();
+#[btf_map]
+static FLOWS_V4: LruHashMap<FlowKey<A4>, Flow<A4>, 262144> = LruHashMap::new();
+#[btf_map]
+static FLOWS_V6: LruHashMap<FlowKey<A6>, Flow<A6>, 262144> = LruHashMap::new();
+#[btf_map]
+static AFFINITY_V4: LruHashMap<AffinityKey<A4>, Affinity, 65536> = LruHashMap::new();
+#[btf_map]
+static AFFINITY_V6: LruHashMap<AffinityKey<A6>, Affinity, 65536> = LruHashMap::new();
+#[btf_map]
+static FRAGMENTS_V4: LruHashMap<FragmentKey<A4>, Ports, 8192> = LruHashMap::new();
+#[btf_map]
+static FRAGMENTS_V6: LruHashMap<FragmentKey<A6>, Ports, 8192> = LruHashMap::new();
+#[btf_map]
+static SOCKETS_V4: LruHashMap<SocketKey<A4>, SocketBackend, 16384> = LruHashMap::new();
+#[btf_map]
+static SOCKETS_V6: LruHashMap<SocketKey<A6>, SocketBackend, 16384> = LruHashMap::new();
+#[btf_map]
+static PEERS_V4: LruHashMap<SocketKey<A4>, SocketPeer<A4>, 65536> = LruHashMap::new();
+#[btf_map]
+static PEERS_V6: LruHashMap<SocketKey<A6>, SocketPeer<A6>, 65536> = LruHashMap::new();
+#[btf_map]
+static STATS_SERVICE: PerCpuArray<Counters, 32768> = PerCpuArray::new();
+#[btf_map]
+static STATS_BACKEND: PerCpuArray<Counters, 131072> = PerCpuArray::new();
+#[btf_map]
+static DROPS: PerCpuArray<Counters, { Reason::COUNT as usize }> = PerCpuArray::new();
+#[btf_map]
+static CONFIG: Array<Config, 1> = Array::new();
+#[btf_map]
+static INTERFACES: HashMap<u32, Interface, 16384, NO_PREALLOC> = HashMap::new();
+/// Written and read by userspace only; it is here so that its layout stands in the object's BTF like all others.
+#[btf_map]
+static SERVICES: HashMap<u32, ServiceName, 32768, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+static SCRATCH_V4: PerCpuArray<Scratch<A4>, 1> = PerCpuArray::new();
+#[btf_map]
+static SCRATCH_V6: PerCpuArray<Scratch<A6>, 1> = PerCpuArray::new();
+
+#[btf_map]
+static FORGOTTEN: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+/// Takes a value through a map, on whose contents the verifier has no opinion.
+#[inline(always)]
+pub(super) fn forget(value: usize) -> usize {
+    match FORGOTTEN.get_ptr_mut(0) {
+        // SAFETY: a value of a per-CPU array belongs to this CPU while the program runs.
+        Some(place) => unsafe {
+            place.write_volatile(value as u64);
+            place.read_volatile() as usize
+        },
+        None => usize::MAX, // beyond any frame; never taken, an array's entries are always there
+    }
+}
+
+/// Working memory of the ingress program: one for each CPU.
+///
+/// SAFETY of the reference: ingress programs run with bottom halves disabled and do not nest, so until the program ends
+/// nobody else on this CPU uses the value.
+pub(super) trait HasScratch: Sized + 'static {
+    /// The scratch memory of this CPU.
+    fn scratch() -> Option<&'static mut Scratch<Self>>;
+}
+
+impl HasScratch for A4 {
+    #[inline(always)]
+    fn scratch() -> Option<&'static mut Scratch<Self>> {
+        // SAFETY: as the trait says.
+        SCRATCH_V4.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+    }
+}
+
+impl HasScratch for A6 {
+    #[inline(always)]
+    fn scratch() -> Option<&'static mut Scratch<Self>> {
+        // SAFETY: as the trait says.
+        SCRATCH_V6.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+    }
+}
+
+/// The maps, for a packet that a hook of interface `interface` sees.
+pub(super) struct Maps {
+    pub(super) interface: u32,
+}
+
+/// CONFIG.
+#[inline(always)]
+pub(super) fn config() -> Config {
+    CONFIG.get(0).copied().unwrap_or_default()
+}
+
+#[inline(always)]
+fn coarse_now() -> u32 {
+    // SAFETY: a helper without arguments.
+    (unsafe { bpf_ktime_get_coarse_ns() } >> 30) as u32
+}
+
+#[inline(always)]
+fn add(map_value: Option<*mut Counters>, packets: u64, bytes: u64, connections: u64) {
+    if let Some(counters) = map_value {
+        // SAFETY: a value of a per-CPU array belongs to this CPU while the program runs; the pointer stays valid.
+        unsafe {
+            (*counters).packets += packets;
+            (*counters).bytes += bytes;
+            (*counters).connections += connections;
+        }
+    }
+}
+
+impl Drops for Maps {
+    #[inline(always)]
+    fn count_drop(&mut self, reason: Reason, bytes: u32) {
+        add(DROPS.get_ptr_mut(reason as u32), 1, u64::from(bytes), 0);
+    }
+}
+
+macro_rules! family {
+    (
+        $address:ty, $frontends:ident, $backends:ident, $flows:ident, $affinity:ident, $fragments:ident, $sockets:ident,
+        $peers:ident, $attempt:ident
+    ) => {
+        impl Decisions<$address> for Maps {
+            #[inline(always)]
+            fn frontend(&mut self, key: &FrontendKey<$address>) -> Option<Frontend> {
+                // SAFETY: copied before anything else touches the map.
+                unsafe { $frontends.get(key) }.copied()
+            }
+
+            #[inline(always)]
+            fn slot(&mut self, index: u32) -> Option<u32> {
+                let line = SLOTS.get(index / SLOTS_PER_LINE)?;
+                line.backends.get((index % SLOTS_PER_LINE) as usize).copied()
+            }
+
+            #[inline(always)]
+            fn backend(&mut self, id: u32) -> Option<Backend<$address>> {
+                $backends.get(id).copied()
+            }
+
+            #[inline(always)]
+            fn affinity(&mut self, key: &AffinityKey<$address>) -> Option<Affinity> {
+                // SAFETY: copied at once.
+                unsafe { $affinity.get(key) }.copied()
+            }
+
+            #[inline(always)]
+            fn set_affinity(&mut self, key: &AffinityKey<$address>, affinity: Affinity) {
+                // An LRU map evicts rather than refuse; a lost binding costs the client its affinity, not its flow.
+                let _ = $affinity.insert(key, &affinity, u64::from(BPF_ANY));
+            }
+
+            #[inline(always)]
+            fn now(&mut self) -> u32 {
+                coarse_now()
+            }
+        }
+
+        /// A global function: the verifier walks it once, by its signature (Linux 5.6; memory arguments 5.12). Returns an
+        /// [`Attempt`] as a number.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        #[expect(
+            unreachable_pub,
+            reason = "it is public to the linker, which would make it a static function otherwise"
+        )]
+        pub extern "C" fn $attempt(scratch: *mut Scratch<$address>, number: u32) -> i32 {
+            // SAFETY: the only caller passes a valid reference; the verifier wants to see the null check.
+            let Some(scratch) = (unsafe { scratch.as_mut() }) else { return Attempt::NoBackend as i32 };
+            attempt(&mut Maps { interface: 0 }, scratch, number) as i32
+        }
+
+        impl Tables<$address> for Maps {
+            #[inline(always)]
+            fn attempt(&mut self, scratch: &mut Scratch<$address>, number: u32) -> Attempt {
+                match $attempt(scratch, number) {
+                    0 => Attempt::Opened,
+                    2 => Attempt::Taken,
+                    3 => Attempt::Full,
+                    _ => Attempt::NoBackend,
+                }
+            }
+
+            #[inline(always)]
+            fn flow(&mut self, key: &FlowKey<$address>, closes: bool, into: &mut Flow<$address>) -> Option<bool> {
+                let entry = $flows.get_ptr_mut(key)?;
+                let now = coarse_now();
+                // SAFETY: the element may be evicted and reused while it is used here (LRU maps are never freed under a
+                // program): then another flow's time or state is touched, which costs it a second of age or a new
+                // choice at its next SYN. Fields are written whole.
+                unsafe {
+                    let first_in_tick = (*entry).last_seen != now;
+                    if first_in_tick {
+                        (*entry).last_seen = now;
+                    }
+                    if closes {
+                        (*entry).state = FlowState::Closing as u8;
+                    }
+                    *into = *entry;
+                    Some(first_in_tick)
+                }
+            }
+
+            #[inline(always)]
+            fn peek_flow(&mut self, key: &FlowKey<$address>) -> Option<Flow<$address>> {
+                // SAFETY: copied at once.
+                unsafe { $flows.get(key) }.copied()
+            }
+
+            #[inline(always)]
+            fn insert_flow(&mut self, key: &FlowKey<$address>, flow: &Flow<$address>) -> Insert {
+                match $flows.insert(key, flow, u64::from(BPF_NOEXIST)) {
+                    Ok(()) => Insert::Done,
+                    Err(error) if error == -EEXIST => Insert::Taken,
+                    Err(_) => Insert::Full,
+                }
+            }
+
+            #[inline(always)]
+            fn replace_flow(&mut self, key: &FlowKey<$address>, flow: &Flow<$address>) -> bool {
+                $flows.insert(key, flow, u64::from(BPF_ANY)).is_ok()
+            }
+
+            #[inline(always)]
+            fn remove_flow(&mut self, key: &FlowKey<$address>) {
+                // Absent already is as good as removed.
+                let _ = $flows.remove(key);
+            }
+
+            #[inline(always)]
+            fn fragment(&mut self, key: &FragmentKey<$address>) -> Option<Ports> {
+                // SAFETY: copied at once.
+                unsafe { $fragments.get(key) }.copied()
+            }
+
+            #[inline(always)]
+            fn remember_fragment(&mut self, key: &FragmentKey<$address>, ports: Ports) {
+                // Without the entry later fragments pass untranslated, as they do when they overtake the first one.
+                let _ = $fragments.insert(key, &ports, u64::from(BPF_ANY));
+            }
+
+            #[inline(always)]
+            fn interface(&mut self) -> Interface {
+                // SAFETY: copied at once.
+                unsafe { INTERFACES.get(&self.interface) }.copied().unwrap_or_default()
+            }
+
+            #[inline(always)]
+            fn masquerade_mark(&mut self) -> u32 {
+                config().masquerade_mark
+            }
+
+            #[inline(always)]
+            fn count(&mut self, flow: &Flow<$address>, bytes: u32, is_new: bool) {
+                let (bytes, new) = (u64::from(bytes), u64::from(is_new));
+                add(STATS_SERVICE.get_ptr_mut(flow.service), 1, bytes, new);
+                add(STATS_BACKEND.get_ptr_mut(flow.backend), 1, bytes, new);
+            }
+        }
+
+        impl Sockets<$address> for Maps {
+            #[inline(always)]
+            fn socket(&mut self, key: &SocketKey<$address>) -> Option<SocketBackend> {
+                // SAFETY: copied at once.
+                unsafe { $sockets.get(key) }.copied()
+            }
+
+            #[inline(always)]
+            fn set_socket(&mut self, key: &SocketKey<$address>, backend: SocketBackend) {
+                // Without the entry the next datagram chooses again.
+                let _ = $sockets.insert(key, &backend, u64::from(BPF_ANY));
+            }
+
+            #[inline(always)]
+            fn peer(&mut self, key: &SocketKey<$address>) -> Option<SocketPeer<$address>> {
+                // SAFETY: copied at once.
+                unsafe { $peers.get(key) }.copied()
+            }
+
+            #[inline(always)]
+            fn set_peer(&mut self, key: &SocketKey<$address>, peer: SocketPeer<$address>) -> bool {
+                $peers.insert(key, &peer, u64::from(BPF_ANY)).is_ok()
+            }
+
+            #[inline(always)]
+            fn random(&mut self) -> u32 {
+                // SAFETY: a helper without arguments.
+                unsafe { bpf_get_prandom_u32() }
+            }
+
+            #[inline(always)]
+            fn count_connection(&mut self, service: u32, backend: u32) {
+                add(STATS_SERVICE.get_ptr_mut(service), 0, 0, 1);
+                add(STATS_BACKEND.get_ptr_mut(backend), 0, 0, 1);
+            }
+        }
+    };
+}
+
+family!(A4, FRONTENDS_V4, BACKENDS_V4, FLOWS_V4, AFFINITY_V4, FRAGMENTS_V4, SOCKETS_V4, PEERS_V4, svc_attempt_v4);
+family!(A6, FRONTENDS_V6, BACKENDS_V6, FLOWS_V6, AFFINITY_V6, FRAGMENTS_V6, SOCKETS_V6, PEERS_V6, svc_attempt_v6);

@@ -1,0 +1,257 @@
+//! Frames and tables in plain memory: the packet path without a kernel, for tests, and for comparison with the kernel.
+
+use std::collections::HashMap;
+
+use bytemuck::Pod;
+use svc_common::{
+    Affinity, AffinityKey, Backend, Flow, FlowKey, FlowState, FragmentKey, Frontend, FrontendKey, Hook, Interface,
+    Ports,
+};
+
+use crate::{
+    Verdict,
+    checksum::Change,
+    egress::egress,
+    flow::Entry,
+    frame::{Covered, Frame},
+    ingress::ingress,
+    ip::{Fragment, Header, Ip},
+    link::{self, Network},
+    open::{Attempt, attempt},
+    packet::Transport,
+    scratch::Scratch,
+    tables::{Decisions, Insert, Tables},
+};
+
+/// A packet in a vector, of which only the first `readable` bytes can be read directly.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostFrame {
+    /// The bytes.
+    pub bytes: Vec<u8>,
+    /// The packet's mark.
+    pub mark: u32,
+    readable: usize,
+}
+
+impl HostFrame {
+    /// A packet whose headers are not readable yet.
+    pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
+        Self { bytes: bytes.into(), mark: 0, readable: 0 }
+    }
+}
+
+impl Frame for HostFrame {
+    fn len(&self) -> u32 {
+        u32::try_from(self.bytes.len()).unwrap_or(u32::MAX)
+    }
+
+    fn require(&mut self, len: usize) -> bool {
+        let is_there = len <= self.bytes.len();
+        if is_there {
+            self.readable = self.readable.max(len);
+        }
+        is_there
+    }
+
+    fn get<T: Pod>(&self, offset: usize) -> Option<T> {
+        let bytes = self.bytes[..self.readable].get(offset..offset.checked_add(size_of::<T>())?)?;
+        Some(bytemuck::pod_read_unaligned(bytes))
+    }
+
+    fn put<T: Pod>(&mut self, offset: usize, value: &T) -> Option<()> {
+        let place = self.bytes.get_mut(offset..offset.checked_add(size_of::<T>())?)?;
+        place.copy_from_slice(bytemuck::bytes_of(value));
+        Some(())
+    }
+
+    fn fix_checksum(&mut self, offset: usize, change: Change, _covered: Covered, zero_is_none: bool) -> Option<()> {
+        let place = self.bytes.get_mut(offset..offset.checked_add(2)?)?;
+        let old = [place[0], place[1]];
+        if zero_is_none && old == [0, 0] {
+            return Some(());
+        }
+        let new = change.apply(old);
+        place.copy_from_slice(if zero_is_none && new == [0, 0] { &[0xff, 0xff] } else { &new });
+        Some(())
+    }
+
+    fn mark(&mut self, bits: u32) {
+        self.mark |= bits;
+    }
+}
+
+/// The maps of one family.
+#[derive(Clone, Debug)]
+pub struct HostTables<A> {
+    /// FRONTENDS.
+    pub frontends: HashMap<FrontendKey<A>, Frontend>,
+    /// SLOTS.
+    pub slots: Vec<u32>,
+    /// BACKENDS.
+    pub backends: HashMap<u32, Backend<A>>,
+    /// FLOWS.
+    pub flows: HashMap<FlowKey<A>, Flow<A>>,
+    /// AFFINITY.
+    pub affinity: HashMap<AffinityKey<A>, Affinity>,
+    /// FRAGMENTS.
+    pub fragments: HashMap<FragmentKey<A>, Ports>,
+    /// INTERFACES, for the interface all packets arrive on.
+    pub interface: Interface,
+    /// CONFIG's mark.
+    pub masquerade_mark: u32,
+    /// The clock, in units of 2^30 ns.
+    pub now: u32,
+    /// Packets counted by service id.
+    pub counted: HashMap<u32, u64>,
+}
+
+impl<A: Ip> Default for HostTables<A> {
+    fn default() -> Self {
+        Self {
+            frontends: HashMap::new(),
+            slots: Vec::new(),
+            backends: HashMap::new(),
+            flows: HashMap::new(),
+            affinity: HashMap::new(),
+            fragments: HashMap::new(),
+            interface: Interface::default(),
+            masquerade_mark: 0,
+            now: 1,
+            counted: HashMap::new(),
+        }
+    }
+}
+
+impl<A: Ip + std::hash::Hash> HostTables<A> {
+    /// Runs a hook's program on an Ethernet frame, if it is of this family.
+    pub fn run(&mut self, hook: Hook, frame: &mut HostFrame) -> Verdict {
+        match link::ethernet(frame) {
+            Some(Network { version, offset }) if version == A::VERSION => self.run_at(hook, frame, offset),
+            _ => Verdict::Pass,
+        }
+    }
+
+    /// Runs a hook's program on a frame whose IP header is at `offset`.
+    pub fn run_at(&mut self, hook: Hook, frame: &mut HostFrame, offset: usize) -> Verdict {
+        match hook {
+            Hook::Ingress => ingress(frame, self, &mut empty_scratch(), offset),
+            Hook::Egress => egress(frame, self, offset),
+        }
+    }
+}
+
+fn empty_scratch<A: Ip>() -> Scratch<A> {
+    let key = FlowKey {
+        source: A::zeroed(),
+        destination: A::zeroed(),
+        source_port: 0,
+        destination_port: 0,
+        protocol: 0,
+        hook: 0,
+        pad: [0; 2],
+    };
+    Scratch {
+        packet: Transport {
+            header: Header {
+                source: A::zeroed(),
+                destination: A::zeroed(),
+                protocol: 0,
+                fragment: Fragment::Whole,
+                offset: 0,
+                payload: 0,
+            },
+            ports: Ports::default(),
+            tcp_flags: 0,
+        },
+        key,
+        flow: Flow::empty(),
+        entry: Entry { key, flow: Flow::empty() },
+        frontend: Frontend::default(),
+        range: svc_common::SlotRange::default(),
+        inside: false,
+    }
+}
+
+impl<A: Ip + std::hash::Hash> Decisions<A> for HostTables<A> {
+    fn frontend(&mut self, key: &FrontendKey<A>) -> Option<Frontend> {
+        self.frontends.get(key).copied()
+    }
+
+    fn slot(&mut self, index: u32) -> Option<u32> {
+        self.slots.get(index as usize).copied()
+    }
+
+    fn backend(&mut self, id: u32) -> Option<Backend<A>> {
+        self.backends.get(&id).copied()
+    }
+
+    fn affinity(&mut self, key: &AffinityKey<A>) -> Option<Affinity> {
+        self.affinity.get(key).copied()
+    }
+
+    fn set_affinity(&mut self, key: &AffinityKey<A>, affinity: Affinity) {
+        self.affinity.insert(*key, affinity);
+    }
+
+    fn now(&mut self) -> u32 {
+        self.now
+    }
+}
+
+impl<A: Ip + std::hash::Hash> Tables<A> for HostTables<A> {
+    fn flow(&mut self, key: &FlowKey<A>, closes: bool, into: &mut Flow<A>) -> Option<bool> {
+        let flow = self.flows.get_mut(key)?;
+        let first_in_tick = flow.last_seen != self.now;
+        flow.last_seen = self.now;
+        if closes {
+            flow.state = FlowState::Closing as u8;
+        }
+        *into = *flow;
+        Some(first_in_tick)
+    }
+
+    fn peek_flow(&mut self, key: &FlowKey<A>) -> Option<Flow<A>> {
+        self.flows.get(key).copied()
+    }
+
+    fn insert_flow(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> Insert {
+        if self.flows.contains_key(key) {
+            return Insert::Taken;
+        }
+        self.flows.insert(*key, *flow);
+        Insert::Done
+    }
+
+    fn replace_flow(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> bool {
+        self.flows.insert(*key, *flow);
+        true
+    }
+
+    fn remove_flow(&mut self, key: &FlowKey<A>) {
+        self.flows.remove(key);
+    }
+
+    fn fragment(&mut self, key: &FragmentKey<A>) -> Option<Ports> {
+        self.fragments.get(key).copied()
+    }
+
+    fn remember_fragment(&mut self, key: &FragmentKey<A>, ports: Ports) {
+        self.fragments.insert(*key, ports);
+    }
+
+    fn interface(&mut self) -> Interface {
+        self.interface
+    }
+
+    fn masquerade_mark(&mut self) -> u32 {
+        self.masquerade_mark
+    }
+
+    fn attempt(&mut self, scratch: &mut Scratch<A>, number: u32) -> Attempt {
+        attempt(self, scratch, number)
+    }
+
+    fn count(&mut self, flow: &Flow<A>, _bytes: u32, _is_new: bool) {
+        *self.counted.entry(flow.service).or_default() += 1;
+    }
+}

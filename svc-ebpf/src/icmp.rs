@@ -1,0 +1,126 @@
+//! ICMP errors about translated packets.
+//!
+//! An error carries the head of the packet it complains about. To belong to the receiver's connection, that head must
+//! show the addresses the receiver knows. The head travels opposite to the error, so the entry that translates it is the
+//! one whose key is the head's tuple *inverted*:
+//!
+//! * ingress: somebody complains about a reply we translated (VIP → client). The forward entry (client → VIP) gives the
+//!   backend: it becomes the head's source and the error's destination.
+//! * egress: somebody complains about a request we translated (client → backend). The reply entry (backend → client)
+//!   gives the VIP: it becomes the head's destination, and the error's source if that is the backend itself. A router's
+//!   address is left alone, or traceroute would lie.
+//!
+//! The transport checksum inside the head is left alone: receivers match heads by addresses and ports, and most heads
+//! are cut before the data it covers.
+
+use svc_common::{Flow, FlowKey, Hook, Ports, Reason, protocol};
+
+use crate::{
+    Verdict,
+    checksum::Change,
+    frame::{Covered, Frame},
+    ip::{Fragment, Header, Ip, MAX_OFFSET},
+    packet::ICMP_LEN,
+    rewrite::{or, pair},
+    tables::Tables,
+};
+
+const ICMP_CHECKSUM: usize = 2;
+const PORTS_LEN: usize = 4;
+
+/// Translates the error whose IP header is `outer`, if it is about a flow of ours.
+#[inline(always)]
+pub fn translate<A: Ip, F: Frame, T: Tables<A>>(
+    frame: &mut F,
+    tables: &mut T,
+    outer: &Header<A>,
+    hook: Hook,
+) -> Verdict {
+    let Some((head, ports)) = head(frame, outer) else { return Verdict::Pass };
+    let key = FlowKey {
+        source: head.destination,
+        destination: head.source,
+        source_port: ports.destination,
+        destination_port: ports.source,
+        protocol: head.protocol,
+        hook: hook as u8,
+        pad: [0; 2],
+    };
+    let Some(flow) = tables.peek_flow(&key) else { return Verdict::Pass };
+    match write(frame, outer, &head, ports, &flow, hook) {
+        Some(()) => Verdict::Pass,
+        None => Verdict::Drop(Reason::NotWritable),
+    }
+}
+
+/// Header and ports of the packet that the error is about.
+#[inline(always)]
+fn head<A: Ip, F: Frame>(frame: &mut F, outer: &Header<A>) -> Option<(Header<A>, Ports)> {
+    let at = outer.payload + ICMP_LEN;
+    if !frame.require(at + A::HEADER_LEN) {
+        return None;
+    }
+    let mut head = A::parse(frame, at)?;
+    head.payload = frame.forget(head.payload);
+    let has_ports = matches!(head.protocol, protocol::TCP | protocol::UDP);
+    if !has_ports || matches!(head.fragment, Fragment::Later { .. }) {
+        return None;
+    }
+    if head.payload > MAX_OFFSET || !frame.require(head.payload + PORTS_LEN) {
+        return None;
+    }
+    let ports: [u8; PORTS_LEN] = frame.get(head.payload)?;
+    let ports = Ports {
+        source: u16::from_be_bytes([ports[0], ports[1]]),
+        destination: u16::from_be_bytes([ports[2], ports[3]]),
+    };
+    Some((head, ports))
+}
+
+#[inline(always)]
+fn write<A: Ip, F: Frame>(
+    frame: &mut F,
+    outer: &Header<A>,
+    head: &Header<A>,
+    ports: Ports,
+    flow: &Flow<A>,
+    hook: Hook,
+) -> Option<()> {
+    let new = flow.address;
+    let (old, head_at, new_ports, outer_old, outer_at) = match hook {
+        Hook::Ingress => (
+            head.source,
+            A::SOURCE,
+            pair(flow.port, or(flow.peer_port, ports.destination)),
+            outer.destination,
+            A::DESTINATION,
+        ),
+        Hook::Egress => (
+            head.destination,
+            A::DESTINATION,
+            pair(or(flow.peer_port, ports.source), flow.port),
+            outer.source,
+            A::SOURCE,
+        ),
+    };
+    let checksum = outer.payload + ICMP_CHECKSUM;
+    let addresses = A::change(&old, &new);
+
+    A::fix_header(frame, head.offset, addresses)?;
+    frame.put(head.offset + head_at, &new)?;
+    let old_ports = pair(ports.source, ports.destination);
+    frame.put(head.payload, &new_ports)?;
+    // In IPv4 the head's own header checksum, which the error's checksum covers as well, cancels the address out.
+    let covered = if A::VERSION == 6 { addresses } else { Change::none() };
+    let covered = covered.replace(&old_ports, &new_ports);
+    frame.fix_checksum(checksum, covered, Covered::Payload, false)?;
+
+    if outer_old == old {
+        A::fix_header(frame, outer.offset, addresses)?;
+        frame.put(outer.offset + outer_at, &new)?;
+        if A::VERSION == 6 {
+            frame.fix_checksum(checksum, addresses, Covered::PseudoHeader { ipv6: true }, false)?;
+        }
+    }
+    Some(())
+}

@@ -1,0 +1,165 @@
+//! Opening a flow: a backend, and entries for both directions that take nothing from any other flow.
+
+use svc_common::{
+    Backend, Flow, FlowState, Reason,
+    backend::BACKEND_LOCAL,
+    flow::{FLOW_INSIDE, FLOW_MASQUERADE},
+    flow_hash, slot_in_range,
+};
+
+use crate::{
+    flow::{inbound, is_hairpin, outbound, reply},
+    ip::Ip,
+    scratch::Scratch,
+    select::{affinity_hash, by_affinity, by_hash, remember_affinity},
+    tables::{Insert, Tables},
+};
+
+/// Backends tried before the client's port is remapped.
+const BACKENDS_TRIED: u32 = 3;
+/// Attempts in all.
+const ATTEMPTS: u32 = 6;
+/// 2^32 / golden ratio: spreads successive attempts over the whole range.
+const SPREAD: u32 = 0x9e37_79b9;
+const FIRST_REMAPPED_PORT: u32 = 1024;
+
+/// Chooses a backend for the flow `scratch.key` and makes its entries; the forward one is left in `scratch.flow`.
+///
+/// The reply entry is only made if no other flow has it: on a clash another backend is tried, then another source port
+/// towards the backend.
+#[inline(always)]
+pub fn open<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) -> Result<(), Reason> {
+    let mut failure = Reason::Inconsistent;
+    for number in 0..ATTEMPTS {
+        match tables.attempt(scratch, number) {
+            Attempt::Opened => return Ok(()),
+            Attempt::NoBackend => {}
+            Attempt::Taken => failure = Reason::TupleTaken,
+            Attempt::Full => return Err(Reason::FlowTableFull),
+        }
+    }
+    Err(failure)
+}
+
+/// What became of an attempt to open a flow.
+#[repr(i32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attempt {
+    /// The flow is open.
+    Opened = 0,
+    /// The slot led to no backend that takes new flows.
+    NoBackend = 1,
+    /// Another flow has the tuple.
+    Taken = 2,
+    /// The flow table did not take an entry.
+    Full = 3,
+}
+
+/// One attempt: `number` counts from 0.
+#[inline(always)]
+pub fn attempt<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>, number: u32) -> Attempt {
+    let now = tables.now();
+    let Scratch { key, frontend, range, .. } = scratch;
+    let with_affinity = frontend.affinity_seconds != 0;
+    let bound = if with_affinity { by_affinity(tables, frontend, key.source, now) } else { None };
+    let hash = if with_affinity {
+        affinity_hash(&key.source, frontend.service)
+    } else {
+        flow_hash(&key.source, key.source_port, &key.destination, key.destination_port, key.protocol)
+    };
+    let spread = hash.wrapping_add(number.wrapping_mul(SPREAD));
+    let remap = number >= BACKENDS_TRIED || (with_affinity && number > 0);
+    let id = match bound {
+        Some(id) => id,
+        None => match by_hash(tables, *range, if remap { hash } else { spread }) {
+            Some(id) => id,
+            None => return Attempt::NoBackend,
+        },
+    };
+    let Some(backend) = tables.backend(id) else { return Attempt::NoBackend };
+    let generation = backend.generation;
+    forward(&mut scratch.flow, id, &backend, scratch.inside);
+    scratch.flow.peer_port = if remap { remapped_port(spread) } else { 0 };
+    scratch.flow.last_seen = now;
+    match claim(tables, scratch) {
+        Insert::Done => {}
+        Insert::Taken => return Attempt::Taken,
+        Insert::Full => return Attempt::Full,
+    }
+    if !tables.replace_flow(&scratch.key, &scratch.flow) {
+        return Attempt::Full;
+    }
+    if with_affinity {
+        remember_affinity(tables, &scratch.frontend, scratch.key.source, id, generation, now);
+    }
+    Attempt::Opened
+}
+
+#[inline(always)]
+fn remapped_port(hash: u32) -> u16 {
+    (FIRST_REMAPPED_PORT + slot_in_range(hash, 0x1_0000 - FIRST_REMAPPED_PORT)) as u16
+}
+
+/// Writes the forward entry's value.
+#[inline(always)]
+fn forward<A: Ip>(flow: &mut Flow<A>, id: u32, backend: &Backend<A>, inside: bool) {
+    let is_local = backend.flags & BACKEND_LOCAL != 0;
+    flow.address = backend.address;
+    flow.port = backend.port;
+    flow.backend = id;
+    flow.generation = backend.generation;
+    flow.service = backend.service;
+    flow.state = FlowState::Open as u8;
+    flow.flags = match (inside, is_local) {
+        (true, _) => FLOW_INSIDE,
+        (false, true) => 0,
+        (false, false) => FLOW_MASQUERADE,
+    };
+    flow.pad = [0; 2];
+}
+
+/// Makes the entries that belong to the forward entry in `scratch`, if nobody else has the reply's tuple.
+#[inline(always)]
+fn claim<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) -> Insert {
+    reply(&mut scratch.entry, &scratch.key, &scratch.flow);
+    let entry = &scratch.entry;
+    match tables.insert_flow(&entry.key, &entry.flow) {
+        Insert::Done => {}
+        Insert::Taken => {
+            let Some(owner) = tables.peek_flow(&entry.key) else { return Insert::Taken };
+            let same_client = owner.peer_port == entry.flow.peer_port;
+            let is_ours = owner.address == entry.flow.address && owner.port == entry.flow.port && same_client;
+            if !is_ours {
+                return Insert::Taken;
+            }
+            if !tables.replace_flow(&entry.key, &entry.flow) {
+                return Insert::Full;
+            }
+        }
+        Insert::Full => return Insert::Full,
+    }
+    if is_hairpin(&scratch.key, &scratch.flow) { claim_hairpin(tables, scratch) } else { Insert::Done }
+}
+
+#[inline(always)]
+fn claim_hairpin<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) -> Insert {
+    if scratch.entry.key.source_port == scratch.entry.key.destination_port {
+        // The client's port is the backend's: one tuple would need both rewrites. Another port is tried.
+        tables.remove_flow(&scratch.entry.key);
+        return Insert::Taken;
+    }
+    outbound(&mut scratch.entry, &scratch.key, &scratch.flow);
+    if !tables.replace_flow(&scratch.entry.key, &scratch.entry.flow) {
+        return Insert::Full;
+    }
+    inbound(&mut scratch.entry, &scratch.key, &scratch.flow);
+    if tables.replace_flow(&scratch.entry.key, &scratch.entry.flow) { Insert::Done } else { Insert::Full }
+}
+
+/// Makes sure that the reply entry still exists: an LRU table may have evicted it.
+#[inline(always)]
+pub fn repair<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) {
+    reply(&mut scratch.entry, &scratch.key, &scratch.flow);
+    // Taken is the usual case. Full: the next second's packet tries again.
+    let _ = tables.insert_flow(&scratch.entry.key, &scratch.entry.flow);
+}

@@ -1,0 +1,70 @@
+//! Writing a flow's decision into the frame: one address, its port, where needed the other port, and the checksums.
+
+use svc_common::{Flow, protocol};
+
+use crate::{
+    checksum::Change,
+    frame::{Covered, Frame},
+    ip::{Fragment, Ip},
+    packet::Transport,
+};
+
+/// Which address of a packet is rewritten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Egress rewrites sources.
+    Source,
+    /// Ingress rewrites destinations.
+    Destination,
+}
+
+/// Rewrites `side` of the packet to `flow.address:port`, and the port of the other side to `flow.peer_port` unless that
+/// is 0. `None`: the frame cannot be written; it may be half rewritten and must be dropped.
+#[inline(always)]
+pub fn rewrite<A: Ip, F: Frame>(frame: &mut F, packet: &Transport<A>, side: Side, flow: &Flow<A>) -> Option<()> {
+    let header = &packet.header;
+    let (old, at) = match side {
+        Side::Source => (header.source, A::SOURCE),
+        Side::Destination => (header.destination, A::DESTINATION),
+    };
+    let addresses = A::change(&old, &flow.address);
+    A::fix_header(frame, header.offset, addresses)?;
+    frame.put(header.offset + at, &flow.address)?;
+    if let Fragment::Later { .. } = header.fragment {
+        return Some(());
+    }
+
+    let old = pair(packet.ports.source, packet.ports.destination);
+    let (source, destination) = match side {
+        Side::Source => (flow.port, or(flow.peer_port, packet.ports.destination)),
+        Side::Destination => (or(flow.peer_port, packet.ports.source), flow.port),
+    };
+    let new = pair(source, destination);
+    let is_udp = header.protocol == protocol::UDP;
+    let checksum = header.payload + if is_udp { UDP_CHECKSUM } else { TCP_CHECKSUM };
+    let pseudo_header = Covered::PseudoHeader { ipv6: A::VERSION == 6 };
+    frame.fix_checksum(checksum, addresses, pseudo_header, is_udp)?;
+    if new != old {
+        frame.put(header.payload, &new)?;
+        frame.fix_checksum(checksum, Change::none().replace(&old, &new), Covered::Payload, is_udp)?;
+    }
+    Some(())
+}
+
+/// RFC 768.
+const UDP_CHECKSUM: usize = 6;
+/// RFC 9293 section 3.1.
+const TCP_CHECKSUM: usize = 16;
+
+/// Source and destination port as they stand at the head of every transport header.
+#[inline(always)]
+pub fn pair(source: u16, destination: u16) -> [u8; 4] {
+    let (source, destination) = (source.to_be_bytes(), destination.to_be_bytes());
+    [source[0], source[1], destination[0], destination[1]]
+}
+
+/// `port`, or `unchanged` where it is 0.
+#[inline(always)]
+pub fn or(port: u16, unchanged: u16) -> u16 {
+    if port == 0 { unchanged } else { port }
+}

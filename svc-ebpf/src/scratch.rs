@@ -1,0 +1,28 @@
+//! Working memory of one packet, outside of the stack.
+//!
+//! A BPF program has 512 bytes of stack; the keys and values of an IPv6 flow take most of it. In the kernel this is a
+//! value of a per-CPU array.
+
+use svc_common::{Flow, FlowKey, Frontend, SlotRange};
+
+use crate::{flow::Entry, packet::Transport};
+
+/// What deciding on one packet needs at the same time.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Scratch<A> {
+    /// The packet.
+    pub packet: Transport<A>,
+    /// Key of the packet's forward entry.
+    pub key: FlowKey<A>,
+    /// Its flow: found, or being opened.
+    pub flow: Flow<A>,
+    /// Another entry of the flow, while it is looked at or made.
+    pub entry: Entry<A>,
+    /// The frontend a new flow is addressed to.
+    pub frontend: Frontend,
+    /// The slots that policy grants its client; not empty.
+    pub range: SlotRange,
+    /// The client is a pod of this node.
+    pub inside: bool,
+}

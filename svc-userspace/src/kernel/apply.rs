@@ -1,0 +1,138 @@
+//! Operations into maps: each one write, in the order given. What order that is, is the business of `tables`.
+
+use std::{fmt::Display, net::IpAddr};
+
+use aya::maps::{MapError, PerCpuArray, PerCpuValues};
+use svc_common::{Counters, FrontendKey};
+
+use super::{
+    decode,
+    error::{ApplyError, chain},
+    maps::Maps,
+};
+use crate::tables::{BackendValue, FrontendAddress, Op};
+
+/// Applies operations until one fails.
+pub(super) fn apply(maps: &mut Maps, operations: &[Op]) -> Result<(), ApplyError> {
+    for (index, operation) in operations.iter().enumerate() {
+        one(maps, operation).map_err(|failure| failure.at(index))?;
+    }
+    Ok(())
+}
+
+struct Failure {
+    map: &'static str,
+    object: String,
+    error: MapError,
+}
+
+impl Failure {
+    fn at(self, index: usize) -> ApplyError {
+        let Self { map, object, error } = self;
+        let text = chain(&error);
+        let message = match full(&error) {
+            true => format!("{text}: the map is full, raise its capacity"),
+            false => text,
+        };
+        ApplyError { index, map, object, message }
+    }
+}
+
+fn full(error: &MapError) -> bool {
+    match error {
+        MapError::SyscallError(error) => error.io_error.raw_os_error() == Some(libc::E2BIG),
+        MapError::OutOfBounds { .. } => true,
+        _ => false,
+    }
+}
+
+fn failure<'a>(map: &'static str, object: &'a dyn Display) -> impl Fn(MapError) -> Failure + 'a {
+    move |error| Failure { map, object: object.to_string(), error }
+}
+
+/// Removing what is not there is no failure: operations may be repeated.
+fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(error) if super::is_absent(&error) => Ok(()),
+        result => result,
+    }
+}
+
+fn one(maps: &mut Maps, operation: &Op) -> Result<(), Failure> {
+    match operation {
+        Op::SetService(id, name) => {
+            maps.services.insert(id, **name, 0).map_err(failure("SERVICES", &format_args!("service {id}")))
+        }
+        Op::RemoveService(id) => {
+            let object = format!("service {id}");
+            absent_is_fine(maps.services.remove(id)).map_err(failure("SERVICES", &object))?;
+            zero(&mut maps.stats_service, *id).map_err(failure("STATS_SERVICE", &object))
+        }
+        Op::SetBackend(id, backend) => set_backend(maps, *id, backend),
+        Op::WriteSlots(offset, backends) => maps
+            .slots
+            .write_slots(*offset, backends)
+            .map_err(failure("SLOTS", &format_args!("{} slots from {offset}", backends.len()))),
+        Op::SetFrontend(address, value) => {
+            let protocol = address.protocol.number();
+            match address.address.ip() {
+                IpAddr::V4(ip) => {
+                    let key = FrontendKey::new(ip.octets(), address.address.port(), protocol);
+                    maps.frontends_v4.insert(key, value, 0).map_err(failure("FRONTENDS_V4", &named(address)))
+                }
+                IpAddr::V6(ip) => {
+                    let key = FrontendKey::new(ip.octets(), address.address.port(), protocol);
+                    maps.frontends_v6.insert(key, value, 0).map_err(failure("FRONTENDS_V6", &named(address)))
+                }
+            }
+        }
+        Op::RemoveFrontend(address) => {
+            let protocol = address.protocol.number();
+            match address.address.ip() {
+                IpAddr::V4(ip) => {
+                    let key = FrontendKey::new(ip.octets(), address.address.port(), protocol);
+                    absent_is_fine(maps.frontends_v4.remove(&key)).map_err(failure("FRONTENDS_V4", &named(address)))
+                }
+                IpAddr::V6(ip) => {
+                    let key = FrontendKey::new(ip.octets(), address.address.port(), protocol);
+                    absent_is_fine(maps.frontends_v6.remove(&key)).map_err(failure("FRONTENDS_V6", &named(address)))
+                }
+            }
+        }
+    }
+}
+
+fn named(frontend: &FrontendAddress) -> String {
+    format!("frontend {}/{}", frontend.address, frontend.protocol)
+}
+
+fn set_backend(maps: &mut Maps, id: u32, backend: &BackendValue) -> Result<(), Failure> {
+    let object = format!("backend {id} ({})", backend.address);
+    // An id that is given to another endpoint starts to count from zero.
+    let previous = match backend.address.ip() {
+        IpAddr::V4(ip) => {
+            let failed = failure("BACKENDS_V4", &object);
+            let previous =
+                if id < maps.backends_v4.len() { maps.backends_v4.get(id).map_err(&failed)?.generation } else { 0 };
+            maps.backends_v4.write(id, decode::backend_value(ip.octets(), backend)).map_err(failed)?;
+            previous
+        }
+        IpAddr::V6(ip) => {
+            let failed = failure("BACKENDS_V6", &object);
+            let previous =
+                if id < maps.backends_v6.len() { maps.backends_v6.get(id).map_err(&failed)?.generation } else { 0 };
+            maps.backends_v6.write(id, decode::backend_value(ip.octets(), backend)).map_err(failed)?;
+            previous
+        }
+    };
+    if previous == backend.generation {
+        return Ok(());
+    }
+    zero(&mut maps.stats_backend, id).map_err(failure("STATS_BACKEND", &object))
+}
+
+fn zero(counters: &mut PerCpuArray<aya::maps::MapData, Counters>, id: u32) -> Result<(), MapError> {
+    let cpus = aya::util::nr_cpus().map_err(|(_, error)| MapError::IoError(error))?;
+    let zeros = PerCpuValues::try_from(vec![Counters::default(); cpus]).map_err(MapError::IoError)?;
+    counters.set(id, zeros, 0)
+}

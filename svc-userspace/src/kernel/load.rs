@@ -1,0 +1,125 @@
+//! Loads the BPF object: maps adopted from or pinned below the layout's directory, programs verified and pinned.
+//!
+//! It attaches nothing, and writes to no map.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use aya::{EbpfLoader, programs::Program};
+
+use super::{
+    Options,
+    error::{KernelError, chain},
+    pins::{Layout, MapShape, adopt_or_remove},
+    sys,
+};
+
+/// Classifiers of the object.
+pub(super) const CLASSIFIERS: [&str; 4] = ["svc_ingress", "svc_egress", "svc_ingress_l3", "svc_egress_l3"];
+
+/// Every map of the object, in the order in which it is reported.
+pub(super) const MAPS: [&str; 21] = [
+    "SERVICES",
+    "FRONTENDS_V4",
+    "FRONTENDS_V6",
+    "SLOTS",
+    "BACKENDS_V4",
+    "BACKENDS_V6",
+    "FLOWS_V4",
+    "FLOWS_V6",
+    "AFFINITY_V4",
+    "AFFINITY_V6",
+    "FRAGMENTS_V4",
+    "FRAGMENTS_V6",
+    "SOCKETS_V4",
+    "SOCKETS_V6",
+    "PEERS_V4",
+    "PEERS_V6",
+    "STATS_SERVICE",
+    "STATS_BACKEND",
+    "DROPS",
+    "CONFIG",
+    "INTERFACES",
+];
+
+/// The loaded programs by name.
+pub(super) type Programs = BTreeMap<&'static str, OwnedFd>;
+
+/// Loads the object and pins its maps and programs. Returns the programs, and whether maps were adopted.
+pub(super) fn load(object: &[u8], layout: &Layout, options: &Options) -> Result<(Programs, bool), KernelError> {
+    if object.is_empty() {
+        return Err(KernelError::Object("none is embedded in this binary".to_owned()));
+    }
+    let parsed = aya_obj::Object::parse(object).map_err(|error| KernelError::Object(chain(&error)))?;
+    let sizes = sizes(options);
+    let mut adopted = false;
+    for name in MAPS {
+        let map = parsed.maps.get(name).ok_or_else(|| KernelError::Object(format!("it has no map {name}")))?;
+        let shape = MapShape {
+            kind: map.map_type(),
+            key_size: map.key_size(),
+            value_size: map.value_size(),
+            flags: map.map_flags(),
+            max_entries: sizes.get(name).copied().unwrap_or(map.max_entries()),
+        };
+        adopted |= adopt_or_remove(&layout.map(name), &shape)?;
+    }
+
+    let mut loader = EbpfLoader::new();
+    for name in MAPS {
+        loader.map_pin_path(name, layout.map(name));
+        if let Some(size) = sizes.get(name) {
+            loader.map_max_entries(name, *size);
+        }
+    }
+    let mut ebpf = loader.load(object).map_err(|error| KernelError::Load { message: chain(&error) })?;
+
+    let mut programs = Programs::new();
+    for name in CLASSIFIERS.into_iter().chain(super::cgroup::HOOKS.iter().map(|hook| hook.program)) {
+        let program = ebpf.program_mut(name).ok_or_else(|| KernelError::Object(format!("it has no program {name}")))?;
+        let refused =
+            |error: &dyn std::error::Error| KernelError::Load { message: format!("program {name}: {}", chain(error)) };
+        match program {
+            Program::SchedClassifier(program) => program.load().map_err(|error| refused(&error))?,
+            Program::CgroupSockAddr(program) => program.load().map_err(|error| refused(&error))?,
+            _ => return Err(KernelError::Object(format!("program {name} is of the wrong type"))),
+        }
+        let fd = program.fd().map_err(|error| refused(&error))?;
+        let fd = fd.as_fd().try_clone_to_owned().map_err(|error| refused(&error))?;
+        pin_program(layout, name, &fd)?;
+        programs.insert(name, fd);
+    }
+    Ok((programs, adopted))
+}
+
+/// Pins a program in place of its predecessor: somebody who looks always finds one.
+fn pin_program(layout: &Layout, name: &'static str, program: &OwnedFd) -> Result<(), KernelError> {
+    let path = layout.program(name);
+    let new = layout.program(&format!("{name}_new"));
+    let failed = |error| KernelError::Pin { path: path.clone(), action: "pin the program", error };
+    if new.exists() {
+        fs::remove_file(&new).map_err(failed)?;
+    }
+    sys::object_pin(program.as_fd(), &new).map_err(failed)?;
+    fs::rename(&new, &path).map_err(failed)
+}
+
+/// Sizes of the maps that are configured; the others' are in the object.
+fn sizes(options: &Options) -> BTreeMap<&'static str, u32> {
+    let capacity = &options.capacity;
+    BTreeMap::from([
+        ("SERVICES", capacity.services),
+        ("STATS_SERVICE", capacity.services),
+        ("FRONTENDS_V4", capacity.frontends_v4),
+        ("FRONTENDS_V6", capacity.frontends_v6),
+        ("SLOTS", capacity.slots.div_ceil(svc_common::hash::SLOTS_PER_LINE)),
+        ("BACKENDS_V4", capacity.backends),
+        ("BACKENDS_V6", capacity.backends),
+        ("STATS_BACKEND", capacity.backends),
+        ("FLOWS_V4", options.flows),
+        ("FLOWS_V6", options.flows),
+    ])
+}

@@ -1,0 +1,225 @@
+//! Typed handles on the pinned maps, and arrays as shared memory.
+//!
+//! Handles are opened from the pins, never taken from the loaded object: an adopted map may be larger or smaller than
+//! the object says.
+
+use std::{
+    marker::PhantomData,
+    sync::atomic::{AtomicU32, Ordering, fence},
+};
+
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use svc_common::{Address, Backend, Config, Counters, Frontend, FrontendKey, Interface, ServiceName, SlotLine};
+
+use super::{
+    error::KernelError,
+    pins::Layout,
+    sys::{self, Memory},
+};
+
+/// The maps that the agent writes.
+pub(super) struct Maps {
+    pub(super) services: HashMap<MapData, u32, ServiceName>,
+    pub(super) frontends_v4: HashMap<MapData, FrontendKey<[u8; 4]>, Frontend>,
+    pub(super) frontends_v6: HashMap<MapData, FrontendKey<[u8; 16]>, Frontend>,
+    pub(super) backends_v4: Table<Backend<[u8; 4]>>,
+    pub(super) backends_v6: Table<Backend<[u8; 16]>>,
+    pub(super) slots: Table<SlotLine>,
+    pub(super) stats_service: PerCpuArray<MapData, Counters>,
+    pub(super) stats_backend: PerCpuArray<MapData, Counters>,
+    pub(super) interfaces: HashMap<MapData, u32, Interface>,
+    pub(super) config: Array<MapData, Config>,
+}
+
+impl Maps {
+    /// Opens all of them.
+    pub(super) fn open(layout: &Layout) -> Result<Self, KernelError> {
+        Ok(Self {
+            services: open(layout, "SERVICES")?,
+            frontends_v4: open(layout, "FRONTENDS_V4")?,
+            frontends_v6: open(layout, "FRONTENDS_V6")?,
+            backends_v4: Table::open(layout, "BACKENDS_V4")?,
+            backends_v6: Table::open(layout, "BACKENDS_V6")?,
+            slots: Table::open(layout, "SLOTS")?,
+            stats_service: open(layout, "STATS_SERVICE")?,
+            stats_backend: open(layout, "STATS_BACKEND")?,
+            interfaces: open(layout, "INTERFACES")?,
+            config: open(layout, "CONFIG")?,
+        })
+    }
+}
+
+/// Opens a pinned map and checks its type and sizes.
+pub(super) fn open<T>(layout: &Layout, name: &str) -> Result<T, KernelError>
+where
+    T: TryFrom<Map, Error = MapError>,
+{
+    MapData::from_pin(layout.map(name))
+        .and_then(Map::from_map_data)
+        .and_then(T::try_from)
+        .map_err(|error| KernelError::map(name, error))
+}
+
+/// An array map, written through shared memory where the kernel allows it and element by element where it does not.
+pub(super) struct Table<T: aya::Pod> {
+    array: Array<MapData, T>,
+    memory: Option<Memory>,
+    element: PhantomData<T>,
+}
+
+impl<T: aya::Pod + bytemuck::Pod> Table<T> {
+    /// 32-bit words from one element to the next: the kernel rounds elements up to 8 bytes (`array_map_alloc`,
+    /// kernel/bpf/arraymap.c).
+    const STRIDE: usize = size_of::<T>().next_multiple_of(8) / 4;
+
+    /// Opens a pinned array.
+    pub(super) fn open(layout: &Layout, name: &str) -> Result<Self, KernelError> {
+        let data = MapData::from_pin(layout.map(name)).map_err(|error| KernelError::map(name, error))?;
+        let entries = data.info().map_err(|error| KernelError::map(name, error))?.max_entries() as usize;
+        let memory = match Memory::map(std::os::fd::AsFd::as_fd(data.fd()), entries * Self::STRIDE * 4) {
+            Ok(memory) => Some(memory),
+            Err(error) => {
+                tracing::warn!(map = name, %error, "the map cannot be shared with the kernel; it is written by system calls");
+                None
+            }
+        };
+        let map = Map::from_map_data(data).map_err(|error| KernelError::map(name, error))?;
+        let array = Array::try_from(map).map_err(|error| KernelError::map(name, error))?;
+        Ok(Self { array, memory, element: PhantomData })
+    }
+
+    /// Forgets the shared memory, as if the kernel had refused it.
+    #[cfg(test)]
+    pub(super) fn without_memory(self) -> Self {
+        Self { memory: None, ..self }
+    }
+
+    /// Number of elements.
+    pub(super) fn len(&self) -> u32 {
+        self.array.len()
+    }
+
+    fn words(&self, index: u32) -> Option<&[AtomicU32]> {
+        let start = index as usize * Self::STRIDE;
+        self.memory.as_ref()?.words().get(start..start + size_of::<T>() / 4)
+    }
+
+    /// An element. Another process that writes it meanwhile may be seen half-way.
+    pub(super) fn get(&self, index: u32) -> Result<T, MapError> {
+        let Some(words) = self.words(index) else { return self.array.get(&index, 0) };
+        let mut value = T::zeroed();
+        let bytes = bytemuck::bytes_of_mut(&mut value);
+        for (target, word) in bytes.chunks_exact_mut(4).zip(words) {
+            target.copy_from_slice(&word.load(Ordering::Acquire).to_ne_bytes());
+        }
+        Ok(value)
+    }
+}
+
+impl<A: Address> Table<Backend<A>>
+where
+    Backend<A>: aya::Pod + bytemuck::Pod,
+{
+    /// The word that holds port, state and flags.
+    const STATE_WORD: usize = size_of::<A>() / 4;
+
+    /// Writes a backend so that a program never combines one endpoint's address with another's state or generation: the
+    /// entry is gone while its other words change.
+    pub(super) fn write(&mut self, id: u32, backend: Backend<A>) -> Result<(), MapError> {
+        if id >= self.len() {
+            return Err(MapError::OutOfBounds { index: id, max_entries: self.len() });
+        }
+        let Some(words) = self.words(id) else { return self.array.set(id, backend, 0) };
+        let new = as_words(&backend);
+        let changed =
+            |(at, word): (usize, &AtomicU32)| at != Self::STATE_WORD && word.load(Ordering::Relaxed) != new[at];
+        if words.iter().enumerate().any(changed) {
+            let gone = as_words(&Backend { state: svc_common::BackendState::Gone as u8, ..backend });
+            words[Self::STATE_WORD].store(gone[Self::STATE_WORD], Ordering::Relaxed);
+            fence(Ordering::SeqCst);
+            for (at, word) in words.iter().enumerate().filter(|(at, _)| *at != Self::STATE_WORD) {
+                word.store(new[at], Ordering::Relaxed);
+            }
+        }
+        words[Self::STATE_WORD].store(new[Self::STATE_WORD], Ordering::Release);
+        fence(Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+fn as_words<T: bytemuck::Pod>(value: &T) -> Vec<u32> {
+    let words = bytemuck::bytes_of(value).as_chunks::<4>().0;
+    words.iter().map(|word| u32::from_ne_bytes(*word)).collect()
+}
+
+impl Table<SlotLine> {
+    /// Number of slots.
+    pub(super) fn slots(&self) -> u64 {
+        u64::from(self.len()) * u64::from(svc_common::hash::SLOTS_PER_LINE)
+    }
+
+    /// True if these slots exist.
+    pub(super) fn contains(&self, offset: u32, len: usize) -> bool {
+        u64::from(offset) + len as u64 <= self.slots()
+    }
+
+    /// Writes backend ids from a slot on.
+    pub(super) fn write_slots(&mut self, offset: u32, backends: &[u32]) -> Result<(), MapError> {
+        if !self.contains(offset, backends.len()) {
+            return Err(MapError::OutOfBounds { index: offset, max_entries: self.slots() as u32 });
+        }
+        if let Some(memory) = &self.memory {
+            // A line is 16 slots without a gap, so a slot's number is its word's.
+            for (word, backend) in memory.words().iter().skip(offset as usize).zip(backends) {
+                word.store(*backend, Ordering::Relaxed);
+            }
+            fence(Ordering::SeqCst);
+            return Ok(());
+        }
+        let mut slot = offset as usize;
+        let mut rest = backends;
+        while !rest.is_empty() {
+            let (line, at) = (slot / LINE, slot % LINE);
+            let (now, later) = rest.split_at(rest.len().min(LINE - at));
+            let mut value = self.array.get(&(line as u32), 0)?;
+            value.backends[at..at + now.len()].copy_from_slice(now);
+            self.array.set(line as u32, value, 0)?;
+            (slot, rest) = (slot + now.len(), later);
+        }
+        Ok(())
+    }
+
+    /// Reads backend ids from a slot on.
+    pub(super) fn read_slots(&self, offset: u32, len: u32) -> Result<Vec<u32>, MapError> {
+        let mut backends = Vec::with_capacity(len as usize);
+        let mut line = None;
+        for slot in offset as usize..offset as usize + len as usize {
+            let value = match line {
+                Some((at, value)) if at == slot / LINE => value,
+                _ => self.get((slot / LINE) as u32)?,
+            };
+            line = Some((slot / LINE, value));
+            backends.push(value.backends[slot % LINE]);
+        }
+        Ok(backends)
+    }
+}
+
+const LINE: usize = svc_common::hash::SLOTS_PER_LINE as usize;
+
+/// Calls `each` for all entries of a pinned hash or array map.
+pub(super) fn each_entry<K: bytemuck::AnyBitPattern, V: bytemuck::AnyBitPattern>(
+    layout: &Layout,
+    name: &str,
+    each: &mut dyn FnMut(K, V),
+) -> Result<(), KernelError> {
+    let data = MapData::from_pin(layout.map(name)).map_err(|error| KernelError::map(name, error))?;
+    let info = data.info().map_err(|error| KernelError::map(name, error))?;
+    if (info.key_size() as usize, info.value_size() as usize) != (size_of::<K>(), size_of::<V>()) {
+        return Err(KernelError::map(name, std::io::Error::other("its key or value has another size")));
+    }
+    sys::each_entry(std::os::fd::AsFd::as_fd(data.fd()), size_of::<K>(), size_of::<V>(), &mut |key, value| {
+        each(bytemuck::pod_read_unaligned(key), bytemuck::pod_read_unaligned(value));
+    })
+    .map_err(|error| KernelError::map(name, error))
+}

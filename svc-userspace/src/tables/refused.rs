@@ -1,0 +1,60 @@
+//! Why a port is not programmed as asked.
+
+use crate::{compile::PortKey, model::Family};
+
+use super::FrontendAddress;
+
+/// A port that is refused whole: whatever of it was programmed before stays as it is.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("Service {} port {}: {reason}", .key.service, describe(.key))]
+pub struct Refused {
+    /// The port.
+    pub key: PortKey,
+    /// What stands in the way.
+    pub reason: Reason,
+}
+
+/// What stands in the way of a port.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Reason {
+    /// An address belongs to another port.
+    #[error(
+        "{}/{} already belongs to Service {} port {}: remove it from one of the two",
+        .address.address, .address.protocol, .owner.service, describe(.owner)
+    )]
+    Conflict {
+        /// The address that both want.
+        address: FrontendAddress,
+        /// Who has it.
+        owner: Box<PortKey>,
+    },
+    /// A map is full.
+    #[error(
+        "needs {needed} {what}, but only {available} of {capacity} are free ({resting} more soon): raise the capacity, \
+         or remove Services"
+    )]
+    Full {
+        /// What there is not enough of, with the map's name.
+        what: &'static str,
+        /// How much more the port needs.
+        needed: u64,
+        /// How much there is (for slots perhaps not in one piece).
+        available: u64,
+        /// How much of it rests and will be available later.
+        resting: u64,
+        /// How much the map holds.
+        capacity: u64,
+    },
+    /// A name is longer than the 63 bytes Kubernetes allows, or holds a zero byte.
+    #[error("a name does not fit into SERVICES: use names of at most 63 characters")]
+    Name,
+}
+
+fn describe(key: &PortKey) -> String {
+    let family = match key.family {
+        Family::V4 => "IPv4",
+        Family::V6 => "IPv6",
+    };
+    let space = if key.name.is_empty() { "" } else { " " };
+    format!("{}{space}{}/{} {family}", key.name, key.port, key.protocol)
+}

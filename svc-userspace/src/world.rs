@@ -1,0 +1,219 @@
+//! Everything the sources have reported so far, and which Services must be compiled again because of it.
+//!
+//! It never decides anything about endpoints (that is `compile`) and never sees an id or a map.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    compile::{NodeContext, PortTable, compile},
+    model::{Change, Node, ObjectName, Service, Slice},
+};
+
+/// The objects as last reported.
+#[derive(Debug, Default)]
+pub struct World {
+    services: BTreeMap<ObjectName, Service>,
+    slices: BTreeMap<ObjectName, Slice>,
+    slices_of: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
+    node: Option<Node>,
+    context: NodeContext,
+    dirty: BTreeSet<ObjectName>,
+    synced: bool,
+}
+
+impl World {
+    /// An empty world, not synced.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes note of a change; the Services it concerns become dirty. A report that changes nothing makes nothing dirty.
+    pub fn apply(&mut self, change: Change) {
+        match change {
+            Change::Service(name, service) => {
+                let changed = match service {
+                    Some(service) if self.services.get(&name) == Some(&*service) => false,
+                    Some(service) => {
+                        self.services.insert(name.clone(), *service);
+                        true
+                    }
+                    None => self.services.remove(&name).is_some(),
+                };
+                if changed {
+                    self.dirty.insert(name);
+                }
+            }
+            Change::Slice(name, slice) => self.apply_slice(name, slice.map(|slice| *slice)),
+            Change::Node(node) => self.node = node.map(|node| *node),
+            Change::Synced => self.synced = true,
+            // Problems change no object; the agent logs and counts them before they come here.
+            Change::Problem(_) => {}
+        }
+    }
+
+    fn apply_slice(&mut self, name: ObjectName, slice: Option<Slice>) {
+        let old = self.slices.remove(&name);
+        if old == slice {
+            self.slices.extend(slice.map(|slice| (name, slice)));
+            return;
+        }
+        if let Some(old) = old {
+            if let Some(names) = self.slices_of.get_mut(&old.service) {
+                names.remove(&name);
+                if names.is_empty() {
+                    self.slices_of.remove(&old.service);
+                }
+            }
+            self.dirty.insert(old.service);
+        }
+        if let Some(slice) = slice {
+            self.slices_of.entry(slice.service.clone()).or_default().insert(name.clone());
+            self.dirty.insert(slice.service.clone());
+            self.slices.insert(name, slice);
+        }
+    }
+
+    /// Sets what compilation must know of this node; if it differs, every Service becomes dirty.
+    pub fn set_node(&mut self, context: NodeContext) {
+        if self.context != context {
+            self.context = context;
+            self.dirty.extend(self.services.keys().cloned());
+        }
+    }
+
+    /// Names that may have to be programmed anew, sorted, Services that are gone included. Each is returned once.
+    pub fn take_dirty(&mut self) -> Vec<ObjectName> {
+        std::mem::take(&mut self.dirty).into_iter().collect()
+    }
+
+    /// The tables of a Service; none if it does not exist.
+    pub fn compile(&self, name: &ObjectName) -> Vec<PortTable> {
+        let Some(service) = self.services.get(name) else { return Vec::new() };
+        let slices: Vec<&Slice> = self.slices_of(name).collect();
+        compile(service, &slices, &self.context)
+    }
+
+    /// Services and slices have both been listed once.
+    pub fn is_synced(&self) -> bool {
+        self.synced
+    }
+
+    /// A Service by name.
+    pub fn service(&self, name: &ObjectName) -> Option<&Service> {
+        self.services.get(name)
+    }
+
+    /// All Services, sorted by name.
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.services.values()
+    }
+
+    /// The slices of a Service, sorted by name. They may be there before the Service is.
+    pub fn slices_of(&self, service: &ObjectName) -> impl Iterator<Item = &Slice> {
+        self.slices_of.get(service).into_iter().flatten().filter_map(|name| self.slices.get(name))
+    }
+
+    /// The own node, if it has been reported and was not deleted.
+    pub fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
+    }
+
+    /// What [`World::set_node`] was last told.
+    pub fn context(&self) -> &NodeContext {
+        &self.context
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Endpoint, Family, Problem, Protocol, ServicePort, SlicePort};
+
+    fn name(text: &str) -> ObjectName {
+        ObjectName::new("default", text)
+    }
+
+    fn service(text: &str) -> Change {
+        let service = Service {
+            name: name(text),
+            cluster_ips: vec!["10.96.0.1".parse().expect("an address")],
+            external_ips: vec![],
+            load_balancer_ips: vec![],
+            source_ranges: vec![],
+            ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: Some(30080) }],
+            external_local: false,
+            internal_local: false,
+            affinity_seconds: None,
+            health_check_node_port: None,
+        };
+        Change::Service(name(text), Some(Box::new(service)))
+    }
+
+    fn slice(text: &str, service: &str) -> Change {
+        let endpoint = Endpoint {
+            address: "10.0.0.1".parse().expect("an address"),
+            ready: true,
+            serving: true,
+            terminating: false,
+            node: None,
+            hint_nodes: vec![],
+            hint_zones: vec![],
+        };
+        let slice = Slice {
+            name: name(text),
+            service: name(service),
+            family: Family::V4,
+            ports: vec![SlicePort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }],
+            endpoints: vec![endpoint],
+            triggered_ms: None,
+        };
+        Change::Slice(name(text), Some(Box::new(slice)))
+    }
+
+    fn dirty_after(world: &mut World, change: Change) -> Vec<ObjectName> {
+        world.apply(change);
+        world.take_dirty()
+    }
+
+    #[test]
+    fn a_change_makes_its_own_services_dirty_and_a_repetition_none() {
+        let mut world = World::new();
+        assert_eq!(dirty_after(&mut world, slice("a", "web")), [name("web")]);
+        assert_eq!(dirty_after(&mut world, slice("a", "web")), []);
+        assert_eq!(dirty_after(&mut world, service("web")), [name("web")]);
+        assert_eq!(dirty_after(&mut world, service("web")), []);
+        assert_eq!(world.compile(&name("web"))[0].cluster, [0]);
+        assert_eq!(dirty_after(&mut world, slice("a", "other")), [name("other"), name("web")], "it moved");
+        assert_eq!(world.slices_of(&name("web")).count(), 0);
+        assert_eq!(dirty_after(&mut world, Change::Slice(name("a"), None)), [name("other")]);
+        assert_eq!(dirty_after(&mut world, Change::Service(name("web"), None)), [name("web")]);
+        assert_eq!(dirty_after(&mut world, Change::Service(name("web"), None)), []);
+        assert_eq!(world.compile(&name("web")), []);
+    }
+
+    #[test]
+    fn another_node_context_makes_every_service_dirty() {
+        let mut world = World::new();
+        world.apply(service("web"));
+        world.take_dirty();
+        let context = NodeContext { name: "node-a".into(), ..NodeContext::default() };
+        world.set_node(context.clone());
+        assert_eq!(world.take_dirty(), [name("web")]);
+        world.set_node(context);
+        assert_eq!(world.take_dirty(), []);
+    }
+
+    #[test]
+    fn the_node_and_the_first_sync_are_remembered() {
+        let mut world = World::new();
+        assert!(!world.is_synced() && world.node().is_none());
+        let problem =
+            Problem { kind: "Service", name: "default/web".into(), field: "spec".into(), message: "is wrong".into() };
+        for change in [Change::Node(Some(Box::default())), Change::Problem(problem), Change::Synced] {
+            assert_eq!(dirty_after(&mut world, change), []);
+        }
+        assert!(world.is_synced() && world.node().is_some());
+        world.apply(Change::Node(None));
+        assert!(world.node().is_none());
+    }
+}
