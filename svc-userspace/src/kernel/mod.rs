@@ -20,6 +20,7 @@ mod decode;
 mod error;
 mod load;
 mod maps;
+pub mod object;
 mod observe;
 mod pins;
 mod sys;
