@@ -71,7 +71,7 @@ fn examples_are_services_whose_ports_and_names_are_unique() {
             assert_eq!(document["metadata"]["namespace"], "shop", "{}", path.display());
             names.push(document["metadata"]["name"].as_str().unwrap().to_owned());
             for port in document["spec"]["ports"].as_array().unwrap() {
-                node_ports.extend(port["nodePort"].as_u64());
+                node_ports.extend(port["nodePort"].as_u64().map(|number| (number, port["protocol"].to_string())));
             }
         }
     }

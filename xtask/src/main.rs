@@ -50,7 +50,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
-        Command::Setup => setup::run().map(|_| ()),
+        Command::Setup => setup::run(),
         Command::Ebpf => ebpf::run().map(|_| ()),
         Command::Build(options) => build::run(&options).map(|_| ()),
         Command::Demo(options) => demo::run(&options),

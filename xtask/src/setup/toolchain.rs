@@ -96,10 +96,7 @@ pub(crate) fn ensure() -> Result<Toolchain> {
         return Ok(found);
     }
     step(format!("no rustc >= {} with the sources of `core` (rust-src) is here: installing one", minimum()));
-    let failure = match install() {
-        Ok(()) => None,
-        Err(error) => Some(error),
-    };
+    let failure = install().err();
     match (choose(find()?, minimum()), failure) {
         (Some(found), _) => Ok(found),
         (None, Some(error)) => Err(error).context("no toolchain for the bpf target"),
