@@ -212,12 +212,12 @@ fn more_interfaces_than_the_receive_buffer_holds_are_all_found() {
             let mut seen = Seen::default();
             seen.until(&mut events, "synced", |seen| seen.synced == 1).await;
             // Nobody receives while this runs: one thread serves both sides.
-            let batch: String =
-                (0..500).map(|n| format!("link add pod{n} type veth peer name p{n} netns {pid}\n")).collect();
+            let lines: Vec<String> =
+                (0..1500).map(|n| format!("link add pod{n} type veth peer name p{n} netns {pid}")).collect();
             let file = tempfile::NamedTempFile::new().expect("a file");
-            std::fs::write(file.path(), batch).expect("write");
+            std::fs::write(file.path(), lines.join("\n")).expect("write");
             run("ip", &["-batch", file.path().to_str().expect("a path")]);
-            seen.until(&mut events, "all of them", |seen| seen.interfaces.len() == 500).await;
+            seen.until(&mut events, "all of them", |seen| seen.interfaces.len() == 1500).await;
             drop(events);
             task.await.expect("no panic").expect("run() ends well");
         });

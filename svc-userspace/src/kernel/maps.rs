@@ -11,11 +11,7 @@ use std::{
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use svc_common::{Address, Backend, Config, Counters, Frontend, FrontendKey, Interface, ServiceName, SlotLine};
 
-use super::{
-    error::KernelError,
-    pins::Layout,
-    sys::{self, Memory},
-};
+use super::{error::KernelError, memory::Memory, pins::Layout, sys};
 
 /// The maps that the agent writes.
 pub(super) struct Maps {
