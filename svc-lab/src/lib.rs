@@ -1,1 +1,3 @@
 //! Clusters of network namespaces on one machine.
+
+pub mod api;
