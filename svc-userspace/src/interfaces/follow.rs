@@ -34,7 +34,9 @@ pub(super) async fn run(options: InterfaceOptions, events: mpsc::Sender<Interfac
     let notifications =
         Socket::open(SockProtocol::NetlinkRoute, GROUPS, SockFlag::SOCK_NONBLOCK).map_err(failed("subscribe"))?;
     let requests = Socket::open(SockProtocol::NetlinkRoute, 0, SockFlag::empty()).map_err(failed("open a socket"))?;
-    let notifications = AsyncFd::register(notifications).map_err(failed("wait for notifications"))?;
+    // SAFETY: a Socket owns its descriptor, names the same one for as long as it lives, and closes it when it is dropped.
+    let registered = unsafe { AsyncFd::register(notifications) };
+    let notifications = registered.map_err(io::Error::from).map_err(failed("wait for notifications"))?;
 
     let mut inventory = list(&requests).map_err(failed("list interfaces"))?;
     let mut reported = Reported::default();

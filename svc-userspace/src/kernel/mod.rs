@@ -91,6 +91,11 @@ pub struct Dataplane {
 }
 
 impl Dataplane {
+    /// [`Dataplane::start_with_object`] with the object that is embedded in this binary.
+    pub fn start(options: &Options) -> Result<(Self, Observed), KernelError> {
+        Self::start_with_object(options, object::object())
+    }
+
     /// Loads `object`, adopting what is pinned below `options.bpffs` and replacing its socket hooks in place; returns
     /// what the adopted maps say. It writes no Service; CONFIG is written, and links of interfaces that are gone are
     /// removed. Interfaces keep the programs they have until [`Dataplane::set_interface`].
