@@ -19,6 +19,7 @@
 //! ```
 
 mod agent;
+pub mod api;
 mod binary;
 mod client;
 mod cni;

@@ -209,6 +209,8 @@ pub enum Change {
     Synced,
     /// An object, or a part of one, makes no sense and was skipped alone; an earlier problem of the object is replaced.
     Problem(Problem),
+    /// A file of which something was a `Problem` of kind `File` has none of these any more, or is gone. By path.
+    Readable(String),
 }
 
 /// Something wrong in one object. The rest of the object, if any makes sense, is used.

@@ -47,7 +47,7 @@ impl World {
             Change::Node(node) => self.node = node.map(|node| *node),
             Change::Synced => self.synced = true,
             // Problems change no object; the agent logs and counts them before they come here.
-            Change::Problem(_) => {}
+            Change::Problem(_) | Change::Readable(_) => {}
         }
     }
 

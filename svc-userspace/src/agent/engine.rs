@@ -119,7 +119,7 @@ impl<M: Maps> Engine<M> {
                     }
                 }
             }
-            Change::Node(_) | Change::Synced | Change::Problem(_) => {}
+            Change::Node(_) | Change::Synced | Change::Problem(_) | Change::Readable(_) => {}
         }
         self.world.apply(change);
     }

@@ -92,15 +92,16 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     // A client that cannot be made is known before the kernel is touched.
     let source = connect(&options.source).await?;
 
-    let (dataplane, observed) = Dataplane::start(&kernel::Options {
+    let wanted = kernel::Options {
         bpffs: options.bpffs.clone(),
         cgroup: options.cgroup.clone(),
         capacity: options.capacity,
         flows: options.flows,
         config_flags: options.config_flags,
         attach: AttachMode::Auto,
-    })
-    .context("cannot start the dataplane")?;
+    };
+    let (dataplane, observed) =
+        Dataplane::start_with_object(&wanted, kernel::object::object()).context("cannot start the dataplane")?;
     masquerade::install(MASQUERADE_MARK).context("cannot install the masquerade rule")?;
     warn_about_lacks(&options);
     tracing::info!(
@@ -266,11 +267,15 @@ impl Agent {
     fn change(&mut self, change: Change) {
         match &change {
             Change::Problem(problem) => self.metrics.problem(problem),
+            Change::Readable(file) => self.metrics.no_problem("File", file),
             Change::Service(name, _) => self.metrics.no_problem("Service", &name.to_string()),
             Change::Slice(name, _) => self.metrics.no_problem("EndpointSlice", &name.to_string()),
             Change::Node(node) => {
                 let leaving = node.as_ref().map_or(self.node_seen, |node| node.leaving);
                 self.node_seen |= node.is_some();
+                if node.is_some() {
+                    self.metrics.no_problem("Node", &self.options.node_name);
+                }
                 self.health.set_leaving(leaving);
             }
             Change::Synced => tracing::info!("Services and EndpointSlices have been listed"),

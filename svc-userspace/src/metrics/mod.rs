@@ -2,7 +2,7 @@
 //! what is this project's own. What the maps know is read from them when somebody asks ([`scrape`]).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
@@ -54,7 +54,7 @@ pub struct Metrics {
     attach_failures: Counter,
     interfaces_missing: Gauge,
     problems: Family<[Label; 4], Gauge>,
-    problem_fields: Mutex<BTreeMap<(String, String), BTreeMap<String, Problem>>>,
+    problem_fields: Mutex<BTreeMap<(String, String), BTreeSet<String>>>,
     refused: Family<[Label; 2], Gauge>,
     usage: Family<[Label; 2], Gauge>,
     capacity: Family<[Label; 1], Gauge>,
@@ -214,20 +214,18 @@ impl Metrics {
         self.interfaces_missing.set(whole(count));
     }
 
-    /// A field makes no sense: counted, and logged unless this very problem was known.
+    /// A field makes no sense. The source that found it has logged it.
     pub fn problem(&self, problem: &Problem) {
         let mut fields = self.problem_fields.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = fields.entry((problem.kind.to_owned(), problem.name.clone())).or_default();
-        if known.insert(problem.field.clone(), problem.clone()).as_ref() != Some(problem) {
-            tracing::warn!(kind = problem.kind, name = problem.name, field = problem.field, "{}", problem.message);
-        }
+        let object = (problem.kind.to_owned(), problem.name.clone());
+        fields.entry(object).or_default().insert(problem.field.clone());
         self.problems.get_or_create(&labels(problem.kind, &problem.name, &problem.field)).set(1);
     }
 
     /// An object was reported anew: what was wrong with it before no longer is.
     pub fn no_problem(&self, kind: &str, name: &str) {
         let mut fields = self.problem_fields.lock().unwrap_or_else(PoisonError::into_inner);
-        for field in fields.remove(&(kind.to_owned(), name.to_owned())).unwrap_or_default().into_keys() {
+        for field in fields.remove(&(kind.to_owned(), name.to_owned())).unwrap_or_default() {
             self.problems.remove(&labels(kind, name, &field));
         }
     }

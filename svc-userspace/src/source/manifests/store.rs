@@ -245,6 +245,17 @@ impl Store {
             changes.extend(entry.problems.iter().cloned().map(Change::Problem));
             self.reported.insert(key, Reported { entry, used });
         }
+        // A file whose problems changed is cleared and reports what it has now.
+        let of = |all: &[Problem], name: &str| -> Vec<Problem> {
+            all.iter().filter(|problem| problem.kind == "File" && problem.name == name).cloned().collect()
+        };
+        let files: BTreeSet<_> = self.problems.iter().filter(|p| p.kind == "File").map(|p| p.name.clone()).collect();
+        for name in files {
+            if of(&self.problems, &name) != of(&problems, &name) {
+                self.problems.retain(|problem| problem.kind != "File" || problem.name != name);
+                changes.push(Change::Readable(name));
+            }
+        }
         changes
             .extend(problems.iter().filter(|problem| !self.problems.contains(problem)).cloned().map(Change::Problem));
         self.problems = problems;
