@@ -178,7 +178,7 @@ fn begin(
 ) -> Result<(Vec<String>, u64), Box<Response>> {
     let refuse = |code, reason, message: &str| Box::new(failure(code, reason, message));
     let State { store, faults, .. } = state;
-    match faults.take_gone() {
+    match faults.take_gone(request.resource) {
         Some(Gone::Status) => return Err(refuse(410, "Expired", "too old resource version, on demand")),
         Some(Gone::Event) => return Ok((vec![stream::gone_line(store.version())], stream::END)),
         None => {}
