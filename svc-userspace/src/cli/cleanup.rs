@@ -27,8 +27,8 @@ pub fn text(bpffs: &Path, report: &CleanupReport, wide: bool) -> String {
         return format!("Nothing to remove: nothing is pinned below {} and nothing is attached.\n", bpffs.display());
     }
     let CleanupReport { detached, pins, masquerade } = report;
-    let mut text =
-        format!("Detached {} programs, removed {} pins below {}", detached.len(), pins.len(), bpffs.display());
+    let (detachments, removals) = (render::number(detached.len(), "program"), render::number(pins.len(), "pin"));
+    let mut text = format!("Detached {detachments}, removed {removals} below {}", bpffs.display());
     text.push_str(if *masquerade { " and the nftables table.\n" } else { ".\n" });
     if wide {
         for line in detached.iter().chain(pins) {

@@ -30,6 +30,11 @@ fn scaled(value: u64, base: u64, units: &[&str]) -> String {
     if unit > 0 && whole < 10 { format!("{whole}.{tenths}{suffix}") } else { format!("{whole}{suffix}") }
 }
 
+/// `1 pin`, `2 pins`.
+pub fn number(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
 /// How full something is, in whole per cent, rounded up so that what is used never reads 0%.
 pub fn percent(used: u64, capacity: u64) -> String {
     if capacity == 0 {

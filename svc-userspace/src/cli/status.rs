@@ -133,6 +133,12 @@ fn ask_agent(address: SocketAddr) -> AgentStatus {
     }
 }
 
+/// Name of an interface of this network namespace. nix 0.31 reports one that does not exist as an empty name.
+fn interface_name(index: u32) -> Option<String> {
+    let name = nix::net::if_::if_indextoname(index).ok()?.into_string().ok()?;
+    (!name.is_empty()).then_some(name)
+}
+
 /// The answer out of a snapshot.
 pub fn status(bpffs: &Path, snapshot: &Snapshot, agent: AgentStatus) -> Status {
     let flag = |flag: u32| snapshot.config.flags & flag != 0;
@@ -143,7 +149,7 @@ pub fn status(bpffs: &Path, snapshot: &Snapshot, agent: AgentStatus) -> Status {
     let in_state = |state| snapshot.backends.values().filter(|backend| backend.state == state).count();
     let interface = |(&index, interface): (&u32, &svc_common::Interface)| InterfaceStatus {
         index,
-        name: nix::net::if_::if_indextoname(index).ok().and_then(|name| name.into_string().ok()),
+        name: interface_name(index),
         scope: match Scope::from_u8(interface.scope) {
             Scope::Outside => "outside",
             Scope::Inside => "inside",
@@ -195,7 +201,7 @@ pub fn text(status: &Status, wide: bool) -> String {
         ("Synced", synced.to_owned()),
         ("Agent", agent),
         ("Socket LB", socket_lb),
-        ("Services", format!("{} ({} ports)", status.services, status.service_ports)),
+        ("Services", format!("{} ({})", status.services, render::number(status.service_ports, "port"))),
         ("Frontends", status.frontends.to_string()),
         ("Backends", backends),
     ];
@@ -212,16 +218,18 @@ pub fn text(status: &Status, wide: bool) -> String {
 
 fn interfaces(status: &Status) -> Table {
     let mut table = Table::new(["ATTACHED-TO", "SCOPE", "HOW", "PROGRAMS"]);
+    // What is attached to an interface that is gone goes by its index, as it does in `attachments`.
+    let place = |interface: &InterfaceStatus| interface.name.clone().unwrap_or_else(|| interface.index.to_string());
+    let interfaces: BTreeMap<_, _> = status.interfaces.iter().map(|interface| (place(interface), interface)).collect();
     let mut places: BTreeMap<&str, Vec<&Attachment>> = BTreeMap::new();
     for attachment in &status.attachments {
         places.entry(&attachment.to).or_default().push(attachment);
     }
-    for interface in &status.interfaces {
-        places.entry(interface.name.as_deref().unwrap_or("<gone>")).or_default();
+    for interface in interfaces.keys() {
+        places.entry(interface).or_default();
     }
     for (place, attachments) in places {
-        let scope = status.interfaces.iter().find(|interface| interface.name.as_deref() == Some(place));
-        let scope = scope.map_or_else(String::new, |interface| {
+        let scope = interfaces.get(place).map_or_else(String::new, |interface| {
             format!("{}{}", interface.scope, if interface.bridge_port { " (bridge port)" } else { "" })
         });
         let how: BTreeSet<_> = attachments.iter().map(|attachment| attachment.how).collect();

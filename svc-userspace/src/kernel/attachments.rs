@@ -61,6 +61,8 @@ fn interface_name(index: u32) -> String {
     nix::net::if_::if_indextoname(index)
         .ok()
         .and_then(|name| name.into_string().ok())
+        // nix 0.31 reports an interface that does not exist as an empty name.
+        .filter(|name| !name.is_empty())
         .unwrap_or_else(|| index.to_string())
 }
 
