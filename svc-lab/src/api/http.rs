@@ -116,12 +116,11 @@ fn list(api: &Api, resource: Resource, namespace: &str, selector: &Selector, par
     let limit = parameters.get("limit").and_then(|limit| limit.parse().ok()).unwrap_or(0);
     let page = {
         let store = &mut api.state().store;
-        match parameters.get("continue").filter(|token| !token.is_empty()) {
-            Some(token) => store.page(token, limit),
-            None => {
-                let items = store.select(resource, namespace, selector);
-                Some(store.list(items, limit))
-            }
+        if let Some(token) = parameters.get("continue").filter(|token| !token.is_empty()) {
+            store.page(token, limit)
+        } else {
+            let items = store.select(resource, namespace, selector);
+            Some(store.list(items, limit))
         }
     };
     let Some(Page { version, items, next }) = page else {

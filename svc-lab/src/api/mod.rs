@@ -228,7 +228,7 @@ impl Api {
     /// Answers the next `watches` watches of each resource with 410 Gone.
     pub fn gone(&self, watches: u32, how: Gone) {
         self.change(|state| {
-            state.faults.gone = Resource::ALL.into_iter().map(|resource| (resource, (watches, how))).collect()
+            state.faults.gone = Resource::ALL.into_iter().map(|resource| (resource, (watches, how))).collect();
         });
     }
 
