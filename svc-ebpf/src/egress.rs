@@ -29,7 +29,7 @@ fn transport<A: Ip, F: Frame, T: Tables<A>>(frame: &mut F, tables: &mut T, packe
         return Verdict::Pass;
     }
     packet.remember_fragment(tables, Hook::Egress);
-    tables.count(&flow, frame.len(), false);
+    tables.count(&flow, frame.size(), false);
     match rewrite(frame, packet, Side::Source, &flow) {
         Some(()) => Verdict::Pass,
         None => Verdict::Drop(Reason::NotWritable),

@@ -21,7 +21,7 @@ pub enum Covered {
 /// Every method that can fail returns `None` and leaves the frame as it was.
 pub trait Frame {
     /// Bytes of the whole packet, those not directly readable included.
-    fn len(&self) -> u32;
+    fn size(&self) -> u32;
 
     /// Makes the first `len` bytes readable by [`Frame::get`]; false if the packet is shorter.
     fn require(&mut self, len: usize) -> bool;

@@ -41,7 +41,7 @@ impl HostFrame {
 }
 
 impl Frame for HostFrame {
-    fn len(&self) -> u32 {
+    fn size(&self) -> u32 {
         u32::try_from(self.bytes.len()).unwrap_or(u32::MAX)
     }
 

@@ -148,7 +148,7 @@ fn forward<A: Ip, F: Frame, T: Tables<A>>(
     is_new: bool,
 ) -> Verdict {
     packet.remember_fragment(tables, Hook::Ingress);
-    tables.count(flow, frame.len(), is_new);
+    tables.count(flow, frame.size(), is_new);
     if flow.flags & FLOW_MASQUERADE != 0 {
         frame.mark(tables.masquerade_mark());
     }

@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! table inet svc {
-//!     chain masquerade {
+//!     chain masquerading {
 //!         type nat hook postrouting priority 99
 //!         meta mark & MARK == MARK  masquerade
 //!     }
@@ -29,8 +29,9 @@ use crate::netlink::{ACK, APPEND, CREATE, Message, REQUEST, Socket};
 
 /// Name of the table, family `inet`.
 pub const TABLE: &str = "svc";
+/// Not called `masquerade`, a word that nft's grammar keeps for itself: nobody could list or change the chain by name.
 /// Just before the 100 at which other rules masquerade (`NF_IP_PRI_NAT_SRC`, uapi/linux/netfilter_ipv4.h).
-const MASQUERADE: Chain = Chain { name: "masquerade", kind: "nat", priority: 99 };
+const MASQUERADE: Chain = Chain { name: "masquerading", kind: "nat", priority: 99 };
 /// Just after it.
 const UNMARK: Chain = Chain { name: "unmark", kind: "filter", priority: 101 };
 

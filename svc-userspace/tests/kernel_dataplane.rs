@@ -24,7 +24,7 @@ fn start(options: &Options) -> (Dataplane, Observed) {
 }
 
 fn refused(options: &Options) -> KernelError {
-    Dataplane::start_with_object(options, &object()).err().expect("the start is refused")
+    Dataplane::start_with_object(options, &object()).expect_err("the start is refused")
 }
 
 fn service(name: &str, version: u8) -> Box<ServiceName> {
@@ -329,7 +329,7 @@ fn wrong_directories_are_errors_that_name_the_remedy() {
         assert!(error.contains("bpffs is not mounted at") && error.contains("mount -t bpf bpf /sys/fs/bpf"), "{error}");
         let error = refused(&Options { cgroup: Some(directory.path().to_owned()), ..place.options() }).to_string();
         assert!(error.contains("not on a cgroup v2 file system: use --cgroup /"), "{error}");
-        let error = Dataplane::start_with_object(&place.options(), b"").err().expect("no object").to_string();
+        let error = Dataplane::start_with_object(&place.options(), b"").expect_err("no object").to_string();
         assert!(error.contains("cargo xtask build"), "{error}");
         assert!(Pins::open(directory.path()).is_err());
     });

@@ -172,27 +172,27 @@ fn interfaces_are_found_and_followed() {
 fn the_uplink_is_where_the_default_route_goes() {
     in_place(|_| {
         let outside = Elsewhere::new();
-        for name in ["a", "b"] {
+        for name in ["up1", "up2"] {
             ip(&format!("link add {name} type veth peer name far-{name} netns {}", outside.pid()));
             ip(&format!("link set {name} up"));
         }
-        ip("addr add 192.0.2.1/24 dev a");
-        ip("addr add 198.51.100.1/24 dev b");
-        ip("route add default via 192.0.2.254 dev a");
+        ip("addr add 192.0.2.1/24 dev up1");
+        ip("addr add 198.51.100.1/24 dev up2");
+        ip("route add default via 192.0.2.254 dev up1");
         block_on(async move {
             let (sender, mut events) = mpsc::channel(64);
             let task = tokio::spawn(follow(InterfaceOptions::default(), sender));
             let mut seen = Seen::default();
             seen.until(&mut events, "synced", |seen| seen.synced == 1).await;
-            assert_eq!((seen.scope("a"), seen.scope("b")), (Some(Scope::Outside), Some(Scope::Inside)));
-            ip("route replace default via 198.51.100.254 dev b");
+            assert_eq!((seen.scope("up1"), seen.scope("up2")), (Some(Scope::Outside), Some(Scope::Inside)));
+            ip("route replace default via 198.51.100.254 dev up2");
             seen.until(&mut events, "the other uplink", |seen| {
-                (seen.scope("a"), seen.scope("b")) == (Some(Scope::Inside), Some(Scope::Outside))
+                (seen.scope("up1"), seen.scope("up2")) == (Some(Scope::Inside), Some(Scope::Outside))
             })
             .await;
-            ip("route replace default nexthop via 192.0.2.254 dev a nexthop via 198.51.100.254 dev b");
+            ip("route replace default nexthop via 192.0.2.254 dev up1 nexthop via 198.51.100.254 dev up2");
             seen.until(&mut events, "both uplinks", |seen| {
-                (seen.scope("a"), seen.scope("b")) == (Some(Scope::Outside), Some(Scope::Outside))
+                (seen.scope("up1"), seen.scope("up2")) == (Some(Scope::Outside), Some(Scope::Outside))
             })
             .await;
             drop(events);
@@ -212,12 +212,12 @@ fn more_interfaces_than_the_receive_buffer_holds_are_all_found() {
             let mut seen = Seen::default();
             seen.until(&mut events, "synced", |seen| seen.synced == 1).await;
             // Nobody receives while this runs: one thread serves both sides.
-            let batch: String =
-                (0..500).map(|n| format!("link add pod{n} type veth peer name p{n} netns {pid}\n")).collect();
+            let lines: Vec<String> =
+                (0..1500).map(|n| format!("link add pod{n} type veth peer name p{n} netns {pid}")).collect();
             let file = tempfile::NamedTempFile::new().expect("a file");
-            std::fs::write(file.path(), batch).expect("write");
+            std::fs::write(file.path(), lines.join("\n")).expect("write");
             run("ip", &["-batch", file.path().to_str().expect("a path")]);
-            seen.until(&mut events, "all of them", |seen| seen.interfaces.len() == 500).await;
+            seen.until(&mut events, "all of them", |seen| seen.interfaces.len() == 1500).await;
             drop(events);
             task.await.expect("no panic").expect("run() ends well");
         });

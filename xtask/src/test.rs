@@ -169,9 +169,10 @@ pub(crate) fn host_triple() -> Result<String> {
 fn raise_limits() -> Result<()> {
     const DESCRIPTORS: u64 = 65_536;
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    if soft < DESCRIPTORS {
-        setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, hard.max(DESCRIPTORS))
-            .with_context(|| format!("cannot raise the limit of open files to {DESCRIPTORS} (`ulimit -n`)"))?;
+    if soft < DESCRIPTORS && setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, hard.max(DESCRIPTORS)).is_err() {
+        // Without CAP_SYS_RESOURCE the hard limit is as far as it goes.
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("cannot raise the limit of open files (`ulimit -n`)")?;
+        note(&format!("the limit of open files is {hard}, not {DESCRIPTORS} (CAP_SYS_RESOURCE is missing)"));
     }
     if setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY).is_err() {
         note("the limit of locked memory stays as it is (CAP_SYS_RESOURCE is missing); kernels before 5.11 need more");

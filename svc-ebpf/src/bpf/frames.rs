@@ -62,7 +62,7 @@ impl SkbFrame {
 
 impl Frame for SkbFrame {
     #[inline(always)]
-    fn len(&self) -> u32 {
+    fn size(&self) -> u32 {
         // SAFETY: as above.
         unsafe { (*self.skb).len }
     }
@@ -74,7 +74,7 @@ impl Frame for SkbFrame {
             return true;
         }
         // SAFETY: a helper call with a valid context; it may move the packet, and pointers into it are never kept.
-        len <= self.len() as usize && unsafe { bpf_skb_pull_data(self.skb, len as u32) } == 0
+        len <= self.size() as usize && unsafe { bpf_skb_pull_data(self.skb, len as u32) } == 0
     }
 
     #[inline(always)]

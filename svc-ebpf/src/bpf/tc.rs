@@ -97,7 +97,7 @@ fn finish(frame: &SkbFrame, mut maps: Maps, verdict: Verdict) -> i32 {
     match verdict {
         Verdict::Pass => NEXT,
         Verdict::Drop(reason) => {
-            maps.count_drop(reason, frame.len());
+            maps.count_drop(reason, frame.size());
             DROP
         }
     }

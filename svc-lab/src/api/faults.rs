@@ -1,9 +1,12 @@
 //! What the API server does wrong on demand.
 
 use std::{
+    collections::HashMap,
     net::{Shutdown, TcpStream},
     time::Duration,
 };
+
+use super::Resource;
 
 /// How open watches end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,8 +50,8 @@ pub(super) struct Faults {
     pub(super) delay: Duration,
     /// Requests still to fail, and the status.
     pub(super) fail: (u32, u16),
-    /// Watches still to refuse, and how.
-    pub(super) gone: (u32, Gone),
+    /// Watches of each resource still to refuse, and how.
+    pub(super) gone: HashMap<Resource, (u32, Gone)>,
     pub(super) duplicate: bool,
     pub(super) refuse: bool,
     /// Bookmarks asked for so far.
@@ -72,9 +75,9 @@ impl Faults {
         Some(*status)
     }
 
-    /// How the next watch is refused.
-    pub(super) fn take_gone(&mut self) -> Option<Gone> {
-        let (left, how) = &mut self.gone;
+    /// How the next watch of a resource is refused.
+    pub(super) fn take_gone(&mut self, resource: Resource) -> Option<Gone> {
+        let (left, how) = self.gone.get_mut(&resource)?;
         *left = left.checked_sub(1)?;
         Some(*how)
     }

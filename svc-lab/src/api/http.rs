@@ -116,12 +116,11 @@ fn list(api: &Api, resource: Resource, namespace: &str, selector: &Selector, par
     let limit = parameters.get("limit").and_then(|limit| limit.parse().ok()).unwrap_or(0);
     let page = {
         let store = &mut api.state().store;
-        match parameters.get("continue").filter(|token| !token.is_empty()) {
-            Some(token) => store.page(token, limit),
-            None => {
-                let items = store.select(resource, namespace, selector);
-                Some(store.list(items, limit))
-            }
+        if let Some(token) = parameters.get("continue").filter(|token| !token.is_empty()) {
+            store.page(token, limit)
+        } else {
+            let items = store.select(resource, namespace, selector);
+            Some(store.list(items, limit))
         }
     };
     let Some(Page { version, items, next }) = page else {
@@ -179,7 +178,7 @@ fn begin(
 ) -> Result<(Vec<String>, u64), Box<Response>> {
     let refuse = |code, reason, message: &str| Box::new(failure(code, reason, message));
     let State { store, faults, .. } = state;
-    match faults.take_gone() {
+    match faults.take_gone(request.resource) {
         Some(Gone::Status) => return Err(refuse(410, "Expired", "too old resource version, on demand")),
         Some(Gone::Event) => return Ok((vec![stream::gone_line(store.version())], stream::END)),
         None => {}

@@ -225,9 +225,11 @@ impl Api {
         self.change(|state| state.faults.cut(cut));
     }
 
-    /// Answers the next `watches` watches with 410 Gone.
+    /// Answers the next `watches` watches of each resource with 410 Gone.
     pub fn gone(&self, watches: u32, how: Gone) {
-        self.change(|state| state.faults.gone = (watches, how));
+        self.change(|state| {
+            state.faults.gone = Resource::ALL.into_iter().map(|resource| (resource, (watches, how))).collect()
+        });
     }
 
     /// Answers the next `requests` requests with an HTTP status of failure.

@@ -86,7 +86,10 @@ impl Watch {
                 return None;
             }
             self.tick.mark_unchanged();
-            self.gather();
+            if self.gather() {
+                // Somebody may wait for bookmarks to be sent.
+                self.open.0.change(|_| ());
+            }
             if let Some((Cut::Clean, _)) = self.cut {
                 return None;
             }
@@ -114,11 +117,12 @@ impl Watch {
         }
     }
 
-    /// Takes what is new into the queue.
-    fn gather(&mut self) {
+    /// Takes what is new into the queue; whether there were bookmarks.
+    fn gather(&mut self) -> bool {
         let api = self.open.0.clone();
         let mut state = api.state();
         let State { store, faults, counters, events: _ } = &mut *state;
+        let bookmarks = counters.bookmarks;
         if self.cut.is_none()
             && let Some(&cut) = faults.cuts.get(self.cuts)
         {
@@ -144,6 +148,7 @@ impl Watch {
             self.bookmarks = faults.bookmarks;
             self.bookmark(store.version(), &mut counters.bookmarks);
         }
+        counters.bookmarks > bookmarks
     }
 
     fn bookmark(&mut self, version: u64, count: &mut u64) {

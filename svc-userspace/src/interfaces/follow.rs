@@ -21,6 +21,8 @@ use crate::{
     netlink::{DUMP, Message, REQUEST, Socket, messages},
 };
 
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
 /// `RTNLGRP_LINK`, `_IPV4_IFADDR`, `_IPV4_ROUTE`, `_IPV6_IFADDR`, `_IPV6_ROUTE` as bits.
 const GROUPS: u32 = 1 | 1 << 4 | 1 << 6 | 1 << 8 | 1 << 10;
 
@@ -160,9 +162,9 @@ fn list(requests: &Socket) -> io::Result<Inventory> {
 
 fn default_routes(requests: &Socket) -> io::Result<BTreeSet<u32>> {
     let mut found = BTreeSet::new();
-    for family in [libc::AF_INET, libc::AF_INET6] {
+    for family in [AF_INET, AF_INET6] {
         let mut header = [0; 12];
-        header[0] = family as u8;
+        header[0] = family;
         dump(requests, link::GET_ROUTE, &header, &mut |message| found.extend(parse_default_route(message)))?;
     }
     Ok(found)

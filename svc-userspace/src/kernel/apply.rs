@@ -30,10 +30,7 @@ impl Failure {
     fn at(self, index: usize) -> ApplyError {
         let Self { map, object, error } = self;
         let text = chain(&error);
-        let message = match full(&error) {
-            true => format!("{text}: the map is full, raise its capacity"),
-            false => text,
-        };
+        let message = if full(&error) { format!("{text}: the map is full, raise its capacity") } else { text };
         ApplyError { index, map, object, message }
     }
 }

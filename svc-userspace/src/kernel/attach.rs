@@ -12,9 +12,10 @@ use std::{
 use super::{
     InterfaceSpec, LinkLayer, clsact,
     error::KernelError,
+    links::{self, LinkTarget, TCX_EGRESS, TCX_INGRESS},
     load::Programs,
     pins::Layout,
-    sys::{self, LinkTarget, TCX_EGRESS, TCX_INGRESS},
+    sys,
 };
 
 /// Which way packets go.
@@ -99,9 +100,9 @@ fn attach_tcx(
     let failed = |error| interface_error(interface, name, error);
     let wanted = LinkTarget::Tcx { index: interface.index, attach_type: direction.attach_type() };
     if let Some(link) = adopt(path, wanted)? {
-        return sys::link_update(link.as_fd(), program.as_fd()).map_err(failed);
+        return links::update(link.as_fd(), program.as_fd()).map_err(failed);
     }
-    let link = sys::link_create_tcx(program.as_fd(), interface.index, direction.attach_type()).map_err(failed)?;
+    let link = links::create_tcx(program.as_fd(), interface.index, direction.attach_type()).map_err(failed)?;
     sys::object_pin(link.as_fd(), path).map_err(|error| KernelError::Pin {
         path: path.to_owned(),
         action: "pin the link",
@@ -146,7 +147,7 @@ pub(super) fn adopt(path: &Path, wanted: LinkTarget) -> Result<Option<OwnedFd>, 
         return Ok(None);
     }
     if let Ok(link) = sys::object_get(path)
-        && sys::link_info(link.as_fd()).is_ok_and(|info| info.target == wanted)
+        && links::info(link.as_fd()).is_ok_and(|info| info.target == wanted)
     {
         return Ok(Some(link));
     }
@@ -157,8 +158,8 @@ pub(super) fn adopt(path: &Path, wanted: LinkTarget) -> Result<Option<OwnedFd>, 
 /// Detaches a pinned link and removes its pin; true if there was one. A pin that is no link is removed as well.
 pub(super) fn unpin(path: &Path) -> Result<bool, KernelError> {
     if let Ok(link) = sys::object_get(path)
-        && sys::link_info(link.as_fd()).is_ok_and(|info| info.target != LinkTarget::Other)
-        && let Err(error) = sys::link_detach(link.as_fd())
+        && links::info(link.as_fd()).is_ok_and(|info| info.target != LinkTarget::Other)
+        && let Err(error) = links::detach(link.as_fd())
     {
         // An interface or a cgroup that is gone took its links along; whatever else it is, the pin's end detaches too.
         tracing::debug!(pin = %path.display(), %error, "the link was detached already");
@@ -181,7 +182,7 @@ pub(super) fn remove_stale(layout: &Layout, same_namespace: bool) -> Result<(), 
     for (name, path) in layout.links()? {
         let Some((index, _)) = parse_pin(&name) else { continue };
         let attached = sys::object_get(&path)
-            .and_then(|link| sys::link_info(link.as_fd()))
+            .and_then(|link| links::info(link.as_fd()))
             .is_ok_and(|info| matches!(info.target, LinkTarget::Tcx { index: found, .. } if found == index));
         if !(attached && same_namespace) {
             tracing::info!(pin = %path.display(), "removed the link of an interface that is gone");
@@ -193,5 +194,5 @@ pub(super) fn remove_stale(layout: &Layout, same_namespace: bool) -> Result<(), 
 
 /// True if the kernel knows TCX: it then looks for interface 0 and misses it, and otherwise refuses the attach type.
 pub(super) fn has_tcx(program: BorrowedFd<'_>) -> bool {
-    matches!(sys::link_create_tcx(program, 0, TCX_INGRESS), Err(error) if error.raw_os_error() == Some(libc::ENODEV))
+    matches!(links::create_tcx(program, 0, TCX_INGRESS), Err(error) if error.raw_os_error() == Some(libc::ENODEV))
 }

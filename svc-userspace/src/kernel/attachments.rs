@@ -6,8 +6,9 @@ use super::{
     attach::{self, Direction},
     clsact,
     error::KernelError,
+    links::{self, LinkTarget},
     pins::{self, Layout},
-    sys::{self, LinkTarget},
+    sys,
     view::Attachment,
 };
 
@@ -18,7 +19,7 @@ pub(super) fn read(layout: &Layout, interfaces: impl Iterator<Item = u32>) -> Re
     let mut cgroups = Cgroups::default();
     for (pin, path) in layout.links()? {
         // A pin may vanish while we look, and a link may hang in the air: neither is attached to anything.
-        let Ok(info) = sys::object_get(&path).and_then(|link| sys::link_info(link.as_fd())) else { continue };
+        let Ok(info) = sys::object_get(&path).and_then(|link| links::info(link.as_fd())) else { continue };
         let fallback = || match attach::parse_pin(&pin) {
             Some((_, direction)) => format!("svc_{}", direction.name()),
             None => pin.clone(),

@@ -10,9 +10,10 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 use super::{
     error::KernelError,
+    links::{self, LinkTarget},
     load::Programs,
     pins::Layout,
-    sys::{self, LinkTarget},
+    sys,
 };
 
 /// One hook.
@@ -51,11 +52,11 @@ pub(super) fn attach(layout: &Layout, programs: &Programs, directory: &Path) -> 
         let program = programs.get(hook.program).ok_or_else(|| failed(format!("{}: not loaded", hook.program)))?;
         let wanted = LinkTarget::Cgroup { id, attach_type: hook.attach_type };
         if let Some(link) = super::attach::adopt(&path, wanted)? {
-            sys::link_update(link.as_fd(), program.as_fd())
+            links::update(link.as_fd(), program.as_fd())
                 .map_err(|error| failed(format!("{}: link update: {error}", hook.program)))?;
             continue;
         }
-        let link = sys::link_create_cgroup(program.as_fd(), cgroup.as_fd(), hook.attach_type).map_err(|error| {
+        let link = links::create_cgroup(program.as_fd(), cgroup.as_fd(), hook.attach_type).map_err(|error| {
             failed(format!("{}: {error}: run with the capabilities BPF and NET_ADMIN", hook.program))
         })?;
         sys::object_pin(link.as_fd(), &path).map_err(|error| KernelError::Pin {

@@ -107,7 +107,7 @@ fn remove_layout(root: &Path, report: &mut CleanupReport) -> Result<(), KernelEr
 /// Every interface of this network namespace.
 fn interface_indexes() -> BTreeSet<u32> {
     match nix::net::if_::if_nameindex() {
-        Ok(list) => list.iter().map(|interface| interface.index()).collect(),
+        Ok(list) => list.iter().map(nix::net::if_::Interface::index).collect(),
         Err(error) => {
             tracing::warn!(%error, "interfaces cannot be listed; only those in INTERFACES are cleaned");
             BTreeSet::new()

@@ -70,7 +70,7 @@ pub(super) fn attach(index: u32, direction: Direction, program: BorrowedFd<'_>, 
         .text(TCA_KIND, "bpf")
         .nested(TCA_OPTIONS, |options| {
             options
-                .u32_host(TCA_BPF_FD, program.as_raw_fd() as u32)
+                .u32_host(TCA_BPF_FD, program.as_raw_fd().cast_unsigned())
                 .text(TCA_BPF_NAME, name)
                 .u32_host(TCA_BPF_FLAGS, DIRECT_ACTION)
         });

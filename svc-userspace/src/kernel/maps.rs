@@ -11,11 +11,7 @@ use std::{
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use svc_common::{Address, Backend, Config, Counters, Frontend, FrontendKey, Interface, ServiceName, SlotLine};
 
-use super::{
-    error::KernelError,
-    pins::Layout,
-    sys::{self, Memory},
-};
+use super::{error::KernelError, memory::Memory, pins::Layout, sys};
 
 /// The maps that the agent writes.
 pub(super) struct Maps {
@@ -74,7 +70,10 @@ impl<T: aya::Pod + bytemuck::Pod> Table<T> {
 
     /// Opens a pinned array.
     pub(super) fn open(layout: &Layout, name: &str) -> Result<Self, KernelError> {
-        let data = MapData::from_pin(layout.map(name)).map_err(|error| KernelError::map(name, error))?;
+        Self::new(name, MapData::from_pin(layout.map(name)).map_err(|error| KernelError::map(name, error))?)
+    }
+
+    fn new(name: &str, data: MapData) -> Result<Self, KernelError> {
         let entries = data.info().map_err(|error| KernelError::map(name, error))?.max_entries() as usize;
         let memory = match Memory::map(std::os::fd::AsFd::as_fd(data.fd()), entries * Self::STRIDE * 4) {
             Ok(memory) => Some(memory),
@@ -222,4 +221,68 @@ pub(super) fn each_entry<K: bytemuck::AnyBitPattern, V: bytemuck::AnyBitPattern>
         each(bytemuck::pod_read_unaligned(key), bytemuck::pod_read_unaligned(value));
     })
     .map_err(|error| KernelError::map(name, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use aya::maps::IterableMap;
+
+    use super::*;
+
+    /// Two handles on a new array: one with shared memory, one without.
+    fn array<T: aya::Pod + bytemuck::Pod>(entries: u32) -> (Table<T>, Table<T>) {
+        const MMAPABLE: u32 = 1 << 10;
+        let array = Array::<MapData, T>::create(entries, MMAPABLE).expect("this test needs root");
+        let handle = || {
+            let fd = array.map().fd().as_fd().try_clone_to_owned().expect("a descriptor");
+            Table::new("TEST", MapData::from_fd(fd).expect("a map")).expect("a table")
+        };
+        let shared = handle();
+        assert!(shared.memory.is_some());
+        (shared, handle().without_memory())
+    }
+
+    #[test]
+    fn shared_memory_and_system_calls_see_the_same_backends() {
+        let (mut shared, mut plain) = array::<Backend<[u8; 16]>>(9);
+        let backend = |n: u8| Backend {
+            address: [n; 16],
+            port: 80 + u16::from(n),
+            state: 1,
+            flags: 1,
+            generation: u32::from(n),
+            service: 7,
+        };
+        for id in 0..9 {
+            let value = backend(id as u8);
+            if id % 2 == 0 { shared.write(id, value) } else { plain.write(id, value) }.expect("write");
+        }
+        for id in 0..9 {
+            assert_eq!(shared.get(id).expect("get"), backend(id as u8));
+            assert_eq!(plain.get(id).expect("get"), backend(id as u8));
+        }
+        let gone = Backend { state: 0, ..backend(3) };
+        shared.write(3, gone).expect("write");
+        assert_eq!(plain.get(3).expect("get"), gone);
+        assert!(shared.write(9, gone).is_err());
+        assert!(plain.write(9, gone).is_err());
+    }
+
+    #[test]
+    fn shared_memory_and_system_calls_see_the_same_slots() {
+        let (mut shared, mut plain) = array::<SlotLine>(9);
+        let ids: Vec<u32> = (1..=50).collect();
+        for (offset, table) in [(3, &mut shared), (70, &mut plain)] {
+            table.write_slots(offset, &ids).expect("write");
+            assert!(table.write_slots(9 * 16 - 49, &ids).is_err(), "beyond the end");
+        }
+        for table in [&shared, &plain] {
+            assert_eq!(table.read_slots(3, 50).expect("read"), ids);
+            assert_eq!(table.read_slots(70, 50).expect("read"), ids);
+            assert_eq!(table.read_slots(53, 17).expect("read"), [0; 17], "nothing between");
+            assert_eq!(table.read_slots(0, 3).expect("read"), [0; 3]);
+        }
+    }
 }

@@ -171,9 +171,8 @@ pub(super) fn adopt_or_remove(path: &Path, shape: &MapShape) -> Result<bool, Ker
         return Ok(false);
     }
     let problem = match MapInfo::from_pin(path) {
-        Ok(info) => match shape.difference(&info) {
-            Some(difference) => difference,
-            None => {
+        Ok(info) => {
+            let Some(difference) = shape.difference(&info) else {
                 if info.max_entries() != shape.max_entries {
                     tracing::warn!(
                         map = %path.display(),
@@ -183,8 +182,9 @@ pub(super) fn adopt_or_remove(path: &Path, shape: &MapShape) -> Result<bool, Ker
                     );
                 }
                 return Ok(true);
-            }
-        },
+            };
+            difference
+        }
         Err(error) => format!("it is not a map: {}", super::error::chain(&error)),
     };
     tracing::warn!(pin = %path.display(), problem, "removed a pin that this release cannot use; the map is built anew");

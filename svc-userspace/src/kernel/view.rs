@@ -248,7 +248,7 @@ fn fill(layout: &Layout, name: &str) -> Result<MapFill, KernelError> {
     if matches!(info.map_type(), Ok(MapType::LruHash)) {
         let mut count = 0;
         sys::each_entry(data.fd().as_fd(), info.key_size() as usize, info.value_size() as usize, &mut |_, _| {
-            count += 1
+            count += 1;
         })
         .map_err(failed)?;
         entries = Some(count);

@@ -44,17 +44,18 @@ fn scopes(inventory: &Inventory, options: &InterfaceOptions) -> Vec<(String, Sco
     specs.into_values().map(|spec| (spec.name, Scope::from_u8(spec.entry.scope))).collect()
 }
 
+struct Case {
+    what: &'static str,
+    inventory: Inventory,
+    options: InterfaceOptions,
+    expected: &'static [(&'static str, Scope)],
+}
+
 #[test]
 fn each_shape_of_node_gets_the_scopes_it_should() {
     let lo = || Link { loopback: true, ..link(1, "lo", "") };
     let eth0 = || link(2, "eth0", "");
     let everywhere = [(2, "192.0.2.1")];
-    struct Case {
-        what: &'static str,
-        inventory: Inventory,
-        options: InterfaceOptions,
-        expected: &'static [(&'static str, Scope)],
-    }
     let cases = [
         Case {
             what: "routed veths behind an uplink",
