@@ -60,6 +60,15 @@ impl Scope {
             _ => Self::Outside,
         }
     }
+
+    /// Its name for people and JSON.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Outside => "outside",
+            Self::Inside => "inside",
+            Self::Overlay => "overlay",
+        }
+    }
 }
 
 const _: () = assert!(size_of::<Config>() == 16);

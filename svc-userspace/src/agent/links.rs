@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use svc_common::Scope;
+
 use crate::{
     kernel::{Dataplane, InterfaceSpec},
     metrics::Metrics,
@@ -68,7 +70,8 @@ impl Links {
     fn attempt(&mut self, spec: InterfaceSpec, before: u32, dataplane: &mut Dataplane, metrics: &Metrics, now_ms: u64) {
         match dataplane.set_interface(&spec) {
             Ok(()) => {
-                tracing::info!(interface = %spec.name, index = spec.index, scope = spec.entry.scope, "attached");
+                let scope = Scope::from_u8(spec.entry.scope).label();
+                tracing::info!(interface = %spec.name, index = spec.index, scope, "attached");
             }
             Err(error) => {
                 let attempts = before + 1;

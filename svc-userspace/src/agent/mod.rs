@@ -1,8 +1,9 @@
 //! `svc agent`: source → world → tables → maps, with interfaces, health and metrics around it.
 //!
-//! One loop on one thread owns everything that is written. Writes to maps and attachments are system calls that wait for
-//! nobody (some microseconds each), so they are made right there: no lock, no queue, no reordering. Health, metrics,
-//! netlink and the API client run on the runtime's other threads and are never kept waiting.
+//! One loop on one thread owns everything that is written. Writes to maps are system calls that wait for nobody (some
+//! microseconds each), an attachment waits for two grace periods of the kernel (some milliseconds each), so both are made
+//! right there: no lock, no queue, no reordering. Health, metrics, netlink and the API client run on the runtime's other
+//! threads and are never kept waiting.
 //!
 //! It exits when it is told to (leaving everything forwarding), or when it cannot do its job at all; never because of
 //! what an object says.
@@ -202,9 +203,9 @@ impl Agent {
         loop {
             let work = self.engine.has_work();
             tokio::select! {
-                // In this order: being stopped; what is rare; interfaces (a pod waits for its programs); then every change
-                // that is there already, so that changes which came together are compiled together; then the work.
-                biased;
+                // Not biased: of what is ready, chance picks, so that neither a burst of interfaces (attaching takes the
+                // kernel two grace periods, some 20 ms) nor a long list of changes keeps the other waiting. All changes
+                // that are there come in one batch, so those which came together are compiled together.
                 signal = &mut stop => {
                     tracing::info!(signal, "stopping; the dataplane keeps forwarding");
                     return Ok(());
@@ -219,13 +220,9 @@ impl Agent {
                     anyhow::bail!("the interface watcher ended although nobody stopped it");
                 }
                 Some(event) = self.events.recv() => self.interface(event),
-                count @ 1.. = self.changes.recv_many(&mut batch, CHANGES_A_STEP) => {
+                1.. = self.changes.recv_many(&mut batch, CHANGES_A_STEP) => {
                     self.health.changed(Instant::now());
                     batch.drain(..).for_each(|change| self.change(change));
-                    // A source that never pauses must not keep its first changes waiting.
-                    if count < CHANGES_A_STEP && self.engine.has_work() {
-                        self.step();
-                    }
                 }
                 () = std::future::ready(()), if work => self.step(),
             }

@@ -199,8 +199,9 @@ pub fn run(bpffs: PathBuf, args: AgentArgs) -> anyhow::Result<()> {
 }
 
 fn start_log(format: LogFormat) {
+    // kube's client logs each failed request without saying which; the source reports it with address and remedy.
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,kube_client=off"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     match format {
         LogFormat::Text => {

@@ -150,11 +150,7 @@ pub fn status(bpffs: &Path, snapshot: &Snapshot, agent: AgentStatus) -> Status {
     let interface = |(&index, interface): (&u32, &svc_common::Interface)| InterfaceStatus {
         index,
         name: interface_name(index),
-        scope: match Scope::from_u8(interface.scope) {
-            Scope::Outside => "outside",
-            Scope::Inside => "inside",
-            Scope::Overlay => "overlay",
-        },
+        scope: Scope::from_u8(interface.scope).label(),
         bridge_port: interface.flags & INTERFACE_BRIDGE_PORT != 0,
     };
     Status {
