@@ -1,9 +1,12 @@
 //! What the API server does wrong on demand.
 
 use std::{
+    collections::HashSet,
     net::{Shutdown, TcpStream},
     time::Duration,
 };
+
+use super::Resource;
 
 /// How open watches end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +48,8 @@ pub enum Gone {
 #[derive(Debug, Default)]
 pub(super) struct Faults {
     pub(super) delay: Duration,
+    /// Requests for these get no answer yet.
+    pub(super) held: HashSet<Resource>,
     /// Requests still to fail, and the status.
     pub(super) fail: (u32, u16),
     /// Watches still to refuse, and how.
