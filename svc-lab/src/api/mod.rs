@@ -242,6 +242,17 @@ impl Api {
         self.change(|state| state.faults.delay = delay);
     }
 
+    /// Keeps requests for a resource waiting, from now on until told otherwise.
+    pub fn hold(&self, resource: Resource, hold: bool) {
+        self.change(|state| {
+            if hold {
+                state.faults.held.insert(resource);
+            } else {
+                state.faults.held.remove(&resource);
+            }
+        });
+    }
+
     /// Sends every event twice.
     pub fn duplicate(&self, duplicate: bool) {
         self.change(|state| state.faults.duplicate = duplicate);
