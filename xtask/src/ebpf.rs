@@ -35,7 +35,7 @@ pub(crate) fn run() -> Result<PathBuf> {
     let mut command = cargo(tools.toolchain.cargo());
     command
         .current_dir(workspace::root())
-        .args(["build", "--quiet", "--release", "--package", "svc-ebpf", "--bin", "svc"])
+        .args(["build", "--quiet", "--release", "--package", "svc-ebpf", "--features", "kernel", "--bin", "svc"])
         .args(["--target", TARGET, "-Z", "build-std=core", "--target-dir"])
         .arg(&target_directory)
         .env("RUSTC", tools.toolchain.rustc())

@@ -70,29 +70,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let object = ebpf::run()?;
     raise_limits()?;
 
-    // svc-ebpf apart and first: its program is called `svc`, too, and the agent's has to be the one that stays.
-    let mut tally = Tally::default();
-    let mut failures = Vec::new();
-    let svc = workspace::target_directory().join("debug").join("svc");
+    let svc = match &options.package {
+        // Tests of any package may start the agent.
+        Some(_) => build::host(&build::Options::default())?.svc,
+        // Built with the tests: building it apart would compile what they share twice, with other features.
+        None => workspace::target_directory().join("debug").join("svc"),
+    };
     let environment = TestEnvironment { object, svc };
-    let wanted = |package: &str| options.package.as_deref().is_none_or(|only| only == package);
-    if wanted("svc-ebpf") {
-        step("testing the packet path (svc-ebpf)");
-        let selection = ["--package", "svc-ebpf", "--lib", "--tests"];
-        failures.extend(cargo_test(&selection, options, &environment, &mut tally).err());
-    }
-    if options.package.as_deref() != Some("svc-ebpf") {
-        let built = build::host(&build::Options::default())?;
-        if built.svc != environment.svc {
-            bail!("{} was built, not {}", built.svc.display(), environment.svc.display());
-        }
-        step("testing the workspace");
-        let selection = match &options.package {
-            Some(package) => vec!["--package", package.as_str()],
-            None => vec!["--workspace", "--exclude", "svc-ebpf"],
-        };
-        failures.extend(cargo_test(&selection, options, &environment, &mut tally).err());
-    }
+    let mut tally = Tally::default();
+    let result = cargo_test(options, &environment, &mut tally);
 
     step(format!(
         "{} passed, {} failed, {} ignored in {} s",
@@ -101,9 +87,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         tally.ignored,
         start.elapsed().as_secs()
     ));
-    if let Some(first) = failures.into_iter().next() {
-        return Err(first);
-    }
+    result?;
     if tally.passed == 0 {
         bail!("no test ran: check --filter and --package");
     }
@@ -116,22 +100,30 @@ struct TestEnvironment {
     svc: PathBuf,
 }
 
-/// Runs `cargo test` for these packages: first builds, so that a compile error is told from a failed test.
-fn cargo_test(selection: &[&str], options: &Options, environment: &TestEnvironment, tally: &mut Tally) -> Result<()> {
+/// Runs `cargo test`: first builds, so that a compile error is told from a failed test.
+fn cargo_test(options: &Options, environment: &TestEnvironment, tally: &mut Tally) -> Result<()> {
     let cargo_test = || {
         let mut command = host_cargo();
-        command.current_dir(workspace::root()).arg("test").args(selection);
+        command.current_dir(workspace::root()).arg("test");
+        match &options.package {
+            Some(package) => command.args(["--package", package]),
+            None => command.arg("--workspace"),
+        };
         command
     };
-    run_command(cargo_test().args(["--no-run", "--quiet"])).context("the tests do not compile")?;
+    step("building the tests (some minutes the first time)");
+    run_command(cargo_test().arg("--no-run")).context("the tests do not compile")?;
+    if !environment.svc.is_file() {
+        bail!("the tests were built, and {} was not", environment.svc.display());
+    }
 
+    step("testing");
     let mut command = cargo_test();
     command.arg("--no-fail-fast").arg("--config").arg(runner(environment)?);
     command.env("SVC_BIN", &environment.svc);
     command.arg("--").args(&options.filter).args(&options.rest);
-    let before = tally.failed;
     let status = watch(&mut command, |line| tally.add(line))?;
-    check(&command, status).with_context(|| match tally.failed - before {
+    check(&command, status).with_context(|| match tally.failed {
         0 => "a test program ended early".to_owned(),
         failed => format!("{failed} tests failed"),
     })
