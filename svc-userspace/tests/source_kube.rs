@@ -53,6 +53,7 @@ impl World {
             Change::Node(node) => self.node = node.map(|node| *node),
             Change::Synced => self.synced += 1,
             Change::Problem(problem) => self.problems.push(problem),
+            Change::Readable(file) => panic!("the API has no files: {file}"),
         }
     }
 
