@@ -10,7 +10,7 @@ pub(crate) fn lab() -> Result<PathBuf, LabError> {
 }
 
 /// `svc`: `$SVC_BIN`, else a sibling in the target directory.
-pub(crate) fn svc() -> Result<PathBuf, LabError> {
+pub fn svc() -> Result<PathBuf, LabError> {
     find("SVC_BIN", "svc")
 }
 

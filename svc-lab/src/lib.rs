@@ -38,6 +38,7 @@ mod topology;
 mod wait;
 
 pub use agent::{Agent, HEALTHZ, METRICS, Source, http_get, says_synced};
+pub use binary::svc as svc_program;
 pub use client::{Request, Steady};
 pub use echo::Answer;
 pub use error::LabError;

@@ -172,7 +172,7 @@ fn raise_limits() -> Result<()> {
     if soft < DESCRIPTORS && setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, hard.max(DESCRIPTORS)).is_err() {
         // Without CAP_SYS_RESOURCE the hard limit is as far as it goes.
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("cannot raise the limit of open files (`ulimit -n`)")?;
-        note(&format!("the limit of open files is {hard}, not {DESCRIPTORS} (CAP_SYS_RESOURCE is missing)"));
+        note(format!("the limit of open files is {hard}, not {DESCRIPTORS} (CAP_SYS_RESOURCE is missing)"));
     }
     if setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY).is_err() {
         note("the limit of locked memory stays as it is (CAP_SYS_RESOURCE is missing); kernels before 5.11 need more");

@@ -1,7 +1,7 @@
 //! What the API server does wrong on demand.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::{Shutdown, TcpStream},
     time::Duration,
 };
@@ -48,6 +48,8 @@ pub enum Gone {
 #[derive(Debug, Default)]
 pub(super) struct Faults {
     pub(super) delay: Duration,
+    /// Requests for these get no answer yet.
+    pub(super) held: HashSet<Resource>,
     /// Requests still to fail, and the status.
     pub(super) fail: (u32, u16),
     /// Watches of each resource still to refuse, and how.

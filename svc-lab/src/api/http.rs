@@ -97,6 +97,7 @@ async fn respond(api: Api, resource: Resource, namespace: String, parameters: Pa
         *state.counters.requests.entry((resource, verb)).or_default() += 1;
         state.counters.queries.insert((resource, verb), parameters.clone());
     });
+    api.wait(|api| !api.state().faults.held.contains(&resource)).await;
     if let Some(trouble) = trouble(&api).await {
         return trouble;
     }

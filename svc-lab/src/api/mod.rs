@@ -228,7 +228,7 @@ impl Api {
     /// Answers the next `watches` watches of each resource with 410 Gone.
     pub fn gone(&self, watches: u32, how: Gone) {
         self.change(|state| {
-            state.faults.gone = Resource::ALL.into_iter().map(|resource| (resource, (watches, how))).collect()
+            state.faults.gone = Resource::ALL.into_iter().map(|resource| (resource, (watches, how))).collect();
         });
     }
 
@@ -240,6 +240,17 @@ impl Api {
     /// Waits this long before every answer.
     pub fn delay(&self, delay: Duration) {
         self.change(|state| state.faults.delay = delay);
+    }
+
+    /// Keeps requests for a resource waiting, from now on until told otherwise.
+    pub fn hold(&self, resource: Resource, hold: bool) {
+        self.change(|state| {
+            if hold {
+                state.faults.held.insert(resource);
+            } else {
+                state.faults.held.remove(&resource);
+            }
+        });
     }
 
     /// Sends every event twice.

@@ -90,10 +90,12 @@ impl Watch {
                 // Somebody may wait for bookmarks to be sent.
                 self.open.0.change(|_| ());
             }
-            if let Some((Cut::Clean, _)) = self.cut {
+            if self.queue.is_empty()
+                && let Some((Cut::Clean, _)) = self.cut
+            {
                 return None;
             }
-            if let Some((cut, 0)) = self.cut {
+            if let Some((cut @ (Cut::Truncated { .. } | Cut::Abrupt { .. }), 0)) = self.cut {
                 // Let the server send what it has before the connection breaks.
                 tokio::task::yield_now().await;
                 self.over = true;
@@ -101,7 +103,7 @@ impl Watch {
             }
             if let Some(line) = self.queue.pop_front() {
                 let mut bytes = Bytes::from(line);
-                if let Some((_, budget)) = &mut self.cut {
+                if let Some((Cut::Truncated { .. } | Cut::Abrupt { .. }, budget)) = &mut self.cut {
                     bytes.truncate(*budget);
                     *budget -= bytes.len();
                 }
@@ -127,6 +129,9 @@ impl Watch {
             && let Some(&cut) = faults.cuts.get(self.cuts)
         {
             self.cut = Some((cut, cut.budget()));
+        }
+        if let Some((Cut::Clean, _)) = self.cut {
+            return false;
         }
         if store.is_forgotten(self.cursor) {
             self.queue.push_back(gone_line(store.version()));

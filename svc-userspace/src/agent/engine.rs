@@ -56,6 +56,8 @@ pub struct Engine<M> {
     complete: bool,
     /// The maps say so.
     synced: bool,
+    /// Operations handed to the maps before that: none if an earlier agent left everything as it should be.
+    first_writes: usize,
     queue: VecDeque<ObjectName>,
     queued: HashSet<ObjectName>,
     waiting: BTreeMap<ObjectName, Waiting>,
@@ -86,6 +88,7 @@ impl<M: Maps> Engine<M> {
             interfaces_listed: false,
             complete: false,
             synced: false,
+            first_writes: 0,
             queue: VecDeque::new(),
             queued: HashSet::new(),
             waiting: BTreeMap::new(),
@@ -218,6 +221,9 @@ impl<M: Maps> Engine<M> {
 
     /// Applies operations of a Service, behind those of it that wait.
     fn apply(&mut self, name: &ObjectName, ops: Vec<Op>, now_ms: u64) {
+        if !self.synced {
+            self.first_writes += ops.len();
+        }
         if let Some(waiting) = self.waiting.get_mut(name) {
             waiting.ops.extend(ops);
             waiting.retry_at_ms = now_ms;
@@ -280,7 +286,8 @@ impl<M: Maps> Engine<M> {
         match self.maps.set_synced() {
             Ok(()) => {
                 self.synced = true;
-                tracing::info!(services = self.world.services().count(), "every Service is programmed");
+                let services = self.world.services().count();
+                tracing::info!(services, writes = self.first_writes, "every Service is programmed");
             }
             Err(error) => tracing::error!(%error, "cannot note in CONFIG that every Service is programmed"),
         }

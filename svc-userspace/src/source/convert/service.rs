@@ -54,11 +54,10 @@ impl Convert for v1::Service {
             return None;
         }
         let families: Vec<Family> = cluster_ips.iter().copied().map(Family::of).collect();
-        let external_ips = match context.options.external_ips {
-            true => {
-                virtual_addresses(listed("spec.externalIPs", spec.external_ips.iter().flatten()), &families, context)
-            }
-            false => Vec::new(),
+        let external_ips = if context.options.external_ips {
+            virtual_addresses(listed("spec.externalIPs", spec.external_ips.iter().flatten()), &families, context)
+        } else {
+            Vec::new()
         };
         Some(Service {
             name: name.clone(),

@@ -113,14 +113,12 @@ fn endpoint(i: usize, entry: &v1::Endpoint, family: Family, context: &mut Contex
 /// Time of the change behind this version, milliseconds since 1970.
 fn triggered(slice: &v1::EndpointSlice, context: &mut Context<'_>) -> Option<i64> {
     let text = slice.metadata.annotations.as_ref()?.get(TRIGGERED)?;
-    match text.parse::<k8s_openapi::jiff::Timestamp>() {
-        Ok(time) => Some(time.as_millisecond()),
-        Err(_) => {
-            context.problem(
-                format!("metadata.annotations.{TRIGGERED}"),
-                format!("{text:?} is not a time: latency not measured; write it like 2006-01-02T15:04:05Z"),
-            );
-            None
-        }
+    if let Ok(time) = text.parse::<k8s_openapi::jiff::Timestamp>() {
+        return Some(time.as_millisecond());
     }
+    context.problem(
+        format!("metadata.annotations.{TRIGGERED}"),
+        format!("{text:?} is not a time: latency not measured; write it like 2006-01-02T15:04:05Z"),
+    );
+    None
 }

@@ -85,3 +85,38 @@ pub(super) fn stalled(plural: &str, seconds: u64) -> String {
          retrying, the last known state stays in force"
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt;
+    use k8s_openapi::api::core::v1::Service;
+    use svc_lab::api::{Api, Server};
+
+    use super::*;
+
+    /// What the first list says when the API server fails as `prepare` makes it.
+    async fn message(prepare: impl FnOnce(&Api)) -> (String, String) {
+        let api = Api::new();
+        prepare(&api);
+        let server = Server::start(&api, "127.0.0.1:0".parse().unwrap()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kubeconfig");
+        server.write_kubeconfig(&path).unwrap();
+        let client = super::super::client(Some(&path)).await.unwrap();
+        let services = ::kube::Api::<Service>::all(client);
+        let events = watcher::watcher(services, watcher::Config::default());
+        let error = events.filter_map(async |event| event.err()).boxed().next().await.unwrap();
+        (explain(&error, "services", ""), format!("http://{}", server.address()))
+    }
+
+    #[tokio::test]
+    async fn an_error_names_the_server_and_the_remedy() {
+        let (text, url) = message(|api| api.refuse(true)).await;
+        assert!(text.starts_with(&format!("cannot list services: {url}")), "{text}");
+        assert!(text.contains("check that the API server is up") && !text.contains('\n'), "{text}");
+        let (text, _) = message(|api| api.fail(1, 403)).await;
+        assert!(text.contains("allow the verbs list and watch on services"), "{text}");
+        let (text, _) = message(|api| api.fail(1, 500)).await;
+        assert!(text.contains("500") && text.contains("the API server's own log"), "{text}");
+    }
+}

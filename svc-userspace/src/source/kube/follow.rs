@@ -20,7 +20,7 @@ use crate::model::{self, Change, ObjectName};
 use crate::source::convert::{Convert, convert};
 
 /// A list whose next page takes longer than this is asked for again.
-const LIST_TIMEOUT: Duration = Duration::from_secs(60);
+const LIST_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// A kind that is followed.
 pub(super) trait Followed:
@@ -66,10 +66,8 @@ pub(super) async fn follow<K: Followed>(client: &Client, config: watcher::Config
         let mut events = pin!(watcher::watcher(Api::<Tolerant<K>>::all(client.clone()), config.clone()));
         let mut listing = true;
         loop {
-            let next = match listing {
-                true => tokio::time::timeout(LIST_TIMEOUT, events.next()).await,
-                false => Ok(events.next().await),
-            };
+            let next =
+                if listing { tokio::time::timeout(LIST_TIMEOUT, events.next()).await } else { Ok(events.next().await) };
             let Ok(next) = next else {
                 tracing::warn!("{}", errors::stalled(&K::plural(&()), LIST_TIMEOUT.as_secs()));
                 break;

@@ -204,7 +204,7 @@ mod tests {
         let mut text = "kind: Service\nx0: &x0 [1,1,1,1,1,1,1,1,1,1]\n".to_owned();
         for i in 1..12 {
             let aliases = vec![format!("*x{}", i - 1); 10].join(",");
-            text += &format!("x{i}: &x{i} [{aliases}]\n");
+            text.extend([&format!("x{i}: &x{i} "), "[", &aliases, "]\n"]);
         }
         assert!(objects(&text, false).is_err());
     }

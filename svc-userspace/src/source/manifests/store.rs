@@ -139,7 +139,7 @@ impl Store {
                 match parse::objects(&text, json) {
                     Ok(found) => self.take(&path, found, &mut file),
                     Err(Broken { place, message }) => {
-                        file.problems = vec![unreadable(&path, place.to_string(), &message)]
+                        file.problems = vec![unreadable(&path, place.to_string(), &message)];
                     }
                 }
             }

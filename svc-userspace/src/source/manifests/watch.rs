@@ -206,7 +206,11 @@ impl State {
         }
         let writing =
             matches!(event.kind, EventKind::Create(CreateKind::File) | EventKind::Modify(ModifyKind::Data(_)));
-        event.paths.iter().fold(false, |matters, path| self.path(dir, path, writing) || matters)
+        let mut matters = false;
+        for path in &event.paths {
+            matters |= self.path(dir, path, writing);
+        }
+        matters
     }
 
     fn path(&mut self, dir: &Path, path: &Path, writing: bool) -> bool {

@@ -1,0 +1,350 @@
+//! Every path of a Service with real agents and real packets: each shape of the pod network, each `rp_filter`, both
+//! families, both protocols, with sockets translated and without.
+
+mod support;
+
+use std::{net::IpAddr, process::Command, time::Duration};
+
+use anyhow::{Result, ensure};
+use svc_lab::{Cni, FailureKind, Lab, Mtu, Place, Pod, Protocol, Request, Spec, Steady, until};
+
+use support::{Cell, Cluster, LOCAL, PORT, PROTOCOLS, Seen, TARGET, WEB, service, service_addresses};
+
+/// The paths that do not need the socket hooks: clients in pods and outside.
+fn cells_of_packets(cluster: &Cluster) -> Vec<Cell<'_>> {
+    let Cluster { lab, client, near, far, host, .. } = cluster;
+    let (web, web_vips) = service_addresses(10);
+    let (_, local_vips) = service_addresses(11);
+    let outside = lab.outside();
+    let cell = |who, addresses, port, expected| Cell { who, addresses, port, expected };
+    let node = |index: u8| lab.node(index).addresses.both().to_vec();
+    // The CNI masquerades what a pod sends to an address that is no pod's, a backend in a node's network included.
+    let kept = || vec![(near, Seen::Own), (far, Seen::Own), (host, Seen::Node(1))];
+    let by_node_1 = || vec![(near, Seen::Own), (far, Seen::Node(1)), (host, Seen::Node(1))];
+    let by_node_2 = |own| vec![(near, Seen::Node(2)), (far, own), (host, own)];
+    vec![
+        cell(client, web.clone(), PORT, kept()),
+        cell(near, web, PORT, vec![(near, Seen::Itself), (far, Seen::Own), (host, Seen::Node(1))]),
+        cell(client, web_vips.clone(), PORT, kept()),
+        cell(client, node(1), WEB, kept()),
+        cell(client, node(2), WEB, by_node_2(Seen::Node(1))),
+        cell(client, node(1), LOCAL, vec![(near, Seen::Own)]),
+        cell(client, local_vips.clone(), PORT, vec![(near, Seen::Own)]),
+        cell(outside, node(1), WEB, by_node_1()),
+        cell(outside, node(2), WEB, by_node_2(Seen::Own)),
+        cell(outside, web_vips, PORT, by_node_1()),
+        cell(outside, node(1), LOCAL, vec![(near, Seen::Own)]),
+        cell(outside, node(2), LOCAL, vec![]),
+        cell(outside, local_vips, PORT, vec![(near, Seen::Own)]),
+    ]
+}
+
+/// The paths of processes of a node.
+fn cells_of_hosts(cluster: &Cluster) -> Vec<Cell<'_>> {
+    let Cluster { lab, near, far, host, .. } = cluster;
+    let (web, web_vips) = service_addresses(10);
+    let who: &Place = lab.node(1);
+    let loopback: Vec<IpAddr> = vec![std::net::Ipv4Addr::LOCALHOST.into(), std::net::Ipv6Addr::LOCALHOST.into()];
+    let node = |index: u8| lab.node(index).addresses.both().to_vec();
+    let all = |index| [near, far, host].map(|pod| (pod, Seen::Node(index))).to_vec();
+    let cell = |addresses, port, expected| Cell { who, addresses, port, expected };
+    vec![
+        cell(web, PORT, all(1)),
+        cell(web_vips, PORT, all(1)),
+        cell(node(1), WEB, all(1)),
+        cell(loopback, WEB, all(1)),
+        cell(node(2), WEB, vec![(near, Seen::Node(2)), (far, Seen::Node(1)), (host, Seen::Node(1))]),
+        cell(node(1), LOCAL, vec![(near, Seen::Node(1))]),
+    ]
+}
+
+fn every_path(spec: Spec) -> Result<()> {
+    let mut cluster = Cluster::build(spec)?;
+    let Cluster { near, far, host, .. } = &cluster;
+    cluster.publish("web", &service("web", 10, WEB), &[near, far, host])?;
+    let local = service("local", 11, LOCAL).spec("externalTrafficPolicy", "Local");
+    cluster.publish("local", &local, &[near])?;
+
+    let mut wrong = Vec::new();
+    for (mode, extra) in [("auto", &["--socket-lb", "auto"]), ("off", &["--socket-lb", "off"])] {
+        cluster.start(extra)?;
+        let mut cells = cells_of_packets(&cluster);
+        if mode == "auto" {
+            cells.extend(cells_of_hosts(&cluster));
+        }
+        for cell in cells {
+            wrong.extend(cell.check(&PROTOCOLS)?.into_iter().map(|what| format!("socket-lb {mode}: {what}")));
+        }
+        let losses = cluster.losses(&["policy_empty"])?;
+        wrong.extend(losses.into_iter().map(|what| format!("socket-lb {mode}: {what}")));
+    }
+    ensure!(cluster.drops(2, "policy_empty")? > 0, "node2 has not counted what policy Local made it drop");
+    ensure!(wrong.is_empty(), "{} cells are wrong:\n{}", wrong.len(), wrong.join("\n"));
+    Ok(())
+}
+
+fn spec(cni: Cni, rp_filter: u8) -> Spec {
+    Spec { cni, rp_filter, ..Spec::default() }
+}
+
+#[test]
+fn routed_pods_are_served_on_every_path_without_rp_filter() -> Result<()> {
+    every_path(spec(Cni::Routed, 0))
+}
+
+#[test]
+fn routed_pods_are_served_on_every_path_with_strict_rp_filter() -> Result<()> {
+    every_path(spec(Cni::Routed, 1))
+}
+
+#[test]
+fn routed_pods_are_served_on_every_path_with_loose_rp_filter() -> Result<()> {
+    every_path(spec(Cni::Routed, 2))
+}
+
+#[test]
+fn bridged_pods_are_served_on_every_path_without_rp_filter() -> Result<()> {
+    every_path(spec(Cni::Bridge, 0))
+}
+
+#[test]
+fn bridged_pods_are_served_on_every_path_with_strict_rp_filter() -> Result<()> {
+    every_path(spec(Cni::Bridge, 1))
+}
+
+#[test]
+fn bridged_pods_are_served_on_every_path_with_loose_rp_filter() -> Result<()> {
+    every_path(spec(Cni::Bridge, 2))
+}
+
+#[test]
+fn bridged_pods_are_served_on_every_path_with_br_netfilter() -> Result<()> {
+    every_path(Spec { br_netfilter: true, ..spec(Cni::Bridge, 1) })
+}
+
+#[test]
+fn pods_of_an_overlay_are_served_on_every_path_without_rp_filter() -> Result<()> {
+    every_path(spec(Cni::Vxlan, 0))
+}
+
+#[test]
+fn pods_of_an_overlay_are_served_on_every_path_with_strict_rp_filter() -> Result<()> {
+    every_path(spec(Cni::Vxlan, 1))
+}
+
+#[test]
+fn pods_of_an_overlay_are_served_on_every_path_with_loose_rp_filter() -> Result<()> {
+    every_path(spec(Cni::Vxlan, 2))
+}
+
+/// Waits until a probe has had so many answers more.
+fn goes_on(steady: &mut Steady, what: &str) -> Result<()> {
+    let before = steady.report()?.answered;
+    Ok(until(what, Duration::from_secs(10), || {
+        let report = steady.report().map_err(|error| error.to_string())?;
+        if report.answered >= before + 20 { Ok(()) } else { Err(format!("{report:?}")) }
+    })?)
+}
+
+#[test]
+fn a_masqueraded_flow_of_a_pod_and_one_from_outside_with_the_same_port_both_work() -> Result<()> {
+    let mut cluster = Cluster::build(spec(Cni::Routed, 1))?;
+    cluster.publish("web", &service("web", 10, WEB), &[&cluster.host])?;
+    cluster.start(&[])?;
+    let Cluster { lab, client, host, .. } = &cluster;
+    let logs = lab.logs();
+    let mut port = 40_000;
+    for family in 0..2 {
+        let (direct, asked) = (host.addresses.both()[family], lab.node(1).addresses.both()[family]);
+        for protocol in PROTOCOLS {
+            for pod_first in [true, false] {
+                port += 1;
+                let inside = || {
+                    let request = Request::new(protocol, (direct, TARGET)).from_port(port).timeout_ms(500);
+                    client.steady(&request, 5, &logs.join("inside.log"))
+                };
+                let outside = || {
+                    let request = Request::new(protocol, (asked, WEB)).from_port(port).timeout_ms(500);
+                    lab.outside().steady(&request, 5, &logs.join("outside.log"))
+                };
+                let (mut inside, mut outside) = if pod_first {
+                    let inside = inside()?;
+                    (inside, outside()?)
+                } else {
+                    let outside = outside()?;
+                    (inside()?, outside)
+                };
+                let seen = [inside.first.answer.client, outside.first.answer.client];
+                ensure!(seen.iter().all(|it| it.ip() == lab.node(1).addresses.like(it.ip())), "not node1: {seen:?}");
+                ensure!(seen[0] != seen[1], "{asked} {}: both are {}", protocol.as_str(), seen[0]);
+                goes_on(&mut inside, "answers to the pod")?;
+                goes_on(&mut outside, "answers to the client outside")?;
+                for report in [inside.stop()?, outside.stop()?] {
+                    ensure!(report.is_clean(), "{asked} {}, pod first {pod_first}: {report:?}", protocol.as_str());
+                }
+            }
+        }
+    }
+    let losses = cluster.losses(&[])?;
+    ensure!(losses.is_empty(), "{losses:?}");
+    Ok(())
+}
+
+/// Megabytes in both directions; the hashes are checked by the probe.
+fn transfers(who: &Place, addresses: &[IpAddr], port: u16, server: &str) -> Result<()> {
+    for &address in addresses {
+        let request = || Request::tcp((address, port)).timeout_ms(8000);
+        for (what, request) in [("download", request().download(2_000_000)), ("upload", request().upload(2_000_000))] {
+            let success = who
+                .ask(&request)
+                .map_err(|failure| anyhow::anyhow!("{what} of {} from {server} at {address}: {failure}", who.name()))?;
+            ensure!(success.answer.server == server, "{} answered", success.answer.server);
+        }
+    }
+    Ok(())
+}
+
+/// One Service for each backend.
+fn one_by_one(cluster: &Cluster) -> Result<[(&Pod, u16, u16); 3]> {
+    let rows = [(&cluster.near, 20, 30100), (&cluster.far, 21, 30101), (&cluster.host, 22, 30102)];
+    for (pod, nth, node_port) in rows {
+        cluster.publish(pod.name(), &service(pod.name(), nth, node_port), &[pod])?;
+    }
+    Ok(rows)
+}
+
+fn narrow_link_outside(cni: Cni) -> Result<()> {
+    let mtu = Mtu { outside: 1300, ..Mtu::default() };
+    let mut cluster = Cluster::build(Spec { mtu, ..spec(cni, 1) })?;
+    one_by_one(&cluster)?;
+    cluster.start(&[])?;
+    for (pod, _, node_port) in one_by_one(&cluster)? {
+        transfers(cluster.lab.outside(), &cluster.lab.node(1).addresses.both(), node_port, pod.name())?;
+    }
+    let losses = cluster.losses(&[])?;
+    ensure!(losses.is_empty(), "{losses:?}");
+    Ok(())
+}
+
+#[test]
+fn megabytes_cross_a_narrow_link_outside_from_routed_pods() -> Result<()> {
+    narrow_link_outside(Cni::Routed)
+}
+
+#[test]
+fn megabytes_cross_a_narrow_link_outside_from_bridged_pods() -> Result<()> {
+    narrow_link_outside(Cni::Bridge)
+}
+
+#[test]
+fn megabytes_cross_a_narrow_link_outside_from_an_overlay() -> Result<()> {
+    narrow_link_outside(Cni::Vxlan)
+}
+
+#[test]
+fn pods_that_do_not_know_the_overlays_mtu_find_it_through_a_service() -> Result<()> {
+    let mtu = Mtu { pods: Some(1500), ..Mtu::default() };
+    let mut cluster = Cluster::build(Spec { mtu, ..spec(Cni::Vxlan, 1) })?;
+    one_by_one(&cluster)?;
+    cluster.start(&["--socket-lb", "off"])?;
+    for (pod, nth, _) in one_by_one(&cluster)? {
+        transfers(&cluster.client, &service_addresses(nth).0, PORT, pod.name())?;
+    }
+    Ok(())
+}
+
+fn fragments(cni: Cni) -> Result<()> {
+    let mut cluster = Cluster::build(spec(cni, 1))?;
+    one_by_one(&cluster)?;
+    cluster.start(&[])?;
+    for (pod, nth, node_port) in one_by_one(&cluster)? {
+        let (cluster_ips, _) = service_addresses(nth);
+        let node: Vec<IpAddr> = cluster.lab.node(1).addresses.both().into();
+        let rows: [(&Place, Vec<IpAddr>, u16); 2] =
+            [(&cluster.client, cluster_ips, PORT), (cluster.lab.outside(), node, node_port)];
+        for (who, addresses, port) in rows {
+            for address in addresses {
+                for length in [2_000, 9_000] {
+                    let request = Request::udp((address, port)).payload(length).pad(length).count(4);
+                    for outcome in who.ask_all(&request)? {
+                        let success = outcome.map_err(|failure| {
+                            anyhow::anyhow!("{length} bytes {} → {} at {address}: {failure}", who.name(), pod.name())
+                        })?;
+                        assert_eq!(success.answer.server, pod.name());
+                        assert_eq!(success.peer, (address, port).into());
+                    }
+                }
+            }
+        }
+    }
+    let losses = cluster.losses(&[])?;
+    ensure!(losses.is_empty(), "{losses:?}");
+    Ok(())
+}
+
+#[test]
+fn datagrams_in_fragments_reach_routed_pods_and_their_answers_come_back() -> Result<()> {
+    fragments(Cni::Routed)
+}
+
+#[test]
+fn datagrams_in_fragments_reach_bridged_pods_and_their_answers_come_back() -> Result<()> {
+    fragments(Cni::Bridge)
+}
+
+#[test]
+fn datagrams_in_fragments_reach_pods_of_an_overlay_and_their_answers_come_back() -> Result<()> {
+    fragments(Cni::Vxlan)
+}
+
+#[test]
+fn a_service_without_endpoints_refuses_sockets_and_counts_the_packets_it_drops() -> Result<()> {
+    let mut cluster = Cluster::build(spec(Cni::Routed, 1))?;
+    cluster.publish("empty", &service("empty", 10, WEB), &[])?;
+    cluster.start(&[])?;
+    let Cluster { lab, client, .. } = &cluster;
+    let (cluster_ips, _) = service_addresses(10);
+    for &address in &cluster_ips {
+        for request in [Request::tcp((address, PORT)), Request::udp((address, PORT)).connected()] {
+            let failure = lab.node(1).ask(&request).expect_err("there is no endpoint");
+            ensure!(failure.kind == FailureKind::Refused, "{request:?}: {failure}");
+        }
+    }
+    for (family, &vip) in cluster_ips.iter().enumerate() {
+        let node = lab.node(1).addresses.both()[family];
+        let outside: &Place = lab.outside();
+        for (who, protocol, address, port) in [
+            (&**client, Protocol::Udp, vip, PORT),
+            (outside, Protocol::Tcp, node, WEB),
+            (outside, Protocol::Udp, node, WEB),
+        ] {
+            let before = cluster.drops(1, "no_endpoint")?;
+            let title = format!("{} → {address}:{port} {}", who.name(), protocol.as_str());
+            let failure = who.ask(&Request::new(protocol, (address, port)).timeout_ms(300)).expect_err("no endpoint");
+            ensure!(failure.kind == FailureKind::Timeout, "{title}: {failure}");
+            ensure!(cluster.drops(1, "no_endpoint")? > before, "{title}: not counted");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn bpftool_prints_the_fields_of_the_frontends_by_name() -> Result<()> {
+    let mut cluster = Cluster::build(Spec::default())?;
+    cluster.publish("web", &service("web", 10, WEB), &[&cluster.near])?;
+    cluster.start(&[])?;
+    for family in ["V4", "V6"] {
+        let map = pins(&cluster.lab).join(format!("FRONTENDS_{family}"));
+        let output = Command::new("bpftool").args(["map", "dump", "pinned"]).arg(&map).output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.success(), "{map:?}: {}", String::from_utf8_lossy(&output.stderr));
+        for field in ["\"address\"", "\"port\"", "\"service\""] {
+            ensure!(text.contains(field), "{map:?} has no {field}: {text}");
+        }
+    }
+    Ok(())
+}
+
+fn pins(lab: &Lab) -> std::path::PathBuf {
+    lab.node(1).bpffs.join("layout-1/maps")
+}
