@@ -1,6 +1,6 @@
 //! What goes out: sources are rewritten.
 
-use svc_common::{Flow, Hook, Reason};
+use svc_common::{Flow, FlowState, Hook, Reason};
 
 use crate::{
     Verdict,
@@ -26,6 +26,12 @@ pub fn egress<A: Ip, F: Frame, T: Tables<A>>(frame: &mut F, tables: &mut T, offs
 fn transport<A: Ip, F: Frame, T: Tables<A>>(frame: &mut F, tables: &mut T, packet: &Transport<A>) -> Verdict {
     let mut flow = Flow::empty();
     if tables.flow(&packet.key(Hook::Egress), packet.closes(), &mut flow).is_none() {
+        return Verdict::Pass;
+    }
+    if packet.answers_opening() && flow.state == FlowState::Closing as u8 {
+        // The connection that came through the Service has ended, or a SYN to it would have opened its entries again:
+        // this answers one that went straight to the backend, from the same port.
+        tables.remove_flow(&packet.key(Hook::Egress));
         return Verdict::Pass;
     }
     packet.remember_fragment(tables, Hook::Egress);

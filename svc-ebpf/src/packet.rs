@@ -112,6 +112,12 @@ impl<A: Ip> Transport<A> {
         self.tcp_flags & (SYN | ACK | RST | FIN) == SYN
     }
 
+    /// True for the answer to the first packet of a TCP connection.
+    #[inline(always)]
+    pub fn answers_opening(&self) -> bool {
+        self.tcp_flags & (SYN | ACK | RST | FIN) == SYN | ACK
+    }
+
     /// True for a TCP packet that ends its direction of a connection.
     #[inline(always)]
     pub fn closes(&self) -> bool {

@@ -348,6 +348,18 @@ both_families! {
         }
     }
 
+    fn a_direct_connection_from_the_port_of_an_ended_one_is_not_translated<A: Plan>() {
+        let mut tables = tables::<A>(1);
+        let (client, vip) = (at::<A>(CLIENT, 40000), at::<A>(VIP, VIP_PORT));
+        let (_, backend) = pass(&mut tables, Hook::Ingress, client, vip, SYN);
+        assert_eq!(pass(&mut tables, Hook::Egress, backend, client, SYN | ACK).0, vip);
+        assert_eq!(pass(&mut tables, Hook::Egress, backend, client, FIN | ACK).0, vip);
+        assert_eq!(pass(&mut tables, Hook::Egress, backend, client, ACK).0, vip);
+        assert_eq!(pass(&mut tables, Hook::Ingress, client, backend, SYN), (client, backend));
+        assert_eq!(pass(&mut tables, Hook::Egress, backend, client, SYN | ACK), (backend, client));
+        assert_eq!(pass(&mut tables, Hook::Egress, backend, client, ACK), (backend, client));
+    }
+
     fn a_connection_that_others_translate_passes_untouched<A: Plan>() {
         let mut tables = tables::<A>(1);
         let (client, vip) = (at::<A>(CLIENT, 40000), at::<A>(VIP, VIP_PORT));

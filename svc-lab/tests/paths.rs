@@ -199,8 +199,13 @@ fn a_port_that_a_pod_has_just_closed_serves_a_client_outside() -> Result<()> {
     let (vips, _) = service_addresses(10);
     for (family, vip) in vips.into_iter().enumerate() {
         let (direct, asked) = (host.addresses.both()[family], lab.node(1).addresses.both()[family]);
-        for (number, inside) in [(0, (direct, TARGET)), (1, (vip, PORT))] {
+        let far = lab.node(2).addresses.both()[family];
+        for (number, inside) in [(0, (direct, TARGET)), (1, (vip, PORT)), (2, (far, WEB))] {
             for protocol in PROTOCOLS {
+                if inside == (far, WEB) && protocol == Protocol::Udp {
+                    // A datagram flow has no end that could be seen: docs/architecture.md, "Known limits".
+                    continue;
+                }
                 let port = 42_000 + number;
                 client.ask(&Request::new(protocol, inside).from_port(port))?;
                 let success = lab
