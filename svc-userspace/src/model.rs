@@ -209,7 +209,7 @@ pub enum Change {
     Synced,
     /// An object, or a part of one, makes no sense and was skipped alone; an earlier problem of the object is replaced.
     Problem(Problem),
-    /// A file of which something was a `Problem` of kind `File` has none of these any more, or is gone. By path.
+    /// The problems of kind `File` that this file had are over; those it has now follow. By path.
     Readable(String),
 }
 

@@ -171,10 +171,14 @@ async fn a_broken_file_is_reported_and_its_last_good_content_stays() {
     assert_eq!((found.kind, found.name.as_str(), found.field.as_str()), ("File", path.to_str().unwrap(), "7:8"));
     assert!(found.message.contains("correct the file"), "{found}");
     source.assert_quiet(&dir, "still-there").await;
+    // Another problem replaces the first one, and a good file leaves none.
+    let cleared = Change::Readable(path.to_str().unwrap().to_owned());
     fs::write(&path, b"\xff\xfe").unwrap();
+    assert_eq!(source.next().await, cleared);
     assert!(problem(&source.next().await).message.contains("UTF-8"));
     replace(&path, &service("a", "10.0.0.2"));
     assert_eq!(address(&source.next().await), "10.0.0.2");
+    assert_eq!(source.next().await, cleared);
 }
 
 #[tokio::test(flavor = "multi_thread")]

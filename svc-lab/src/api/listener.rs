@@ -2,8 +2,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
-    os::fd::AsRawFd,
+    net::{Shutdown, SocketAddr},
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -34,8 +33,9 @@ impl Breakable {
         if faults.refuse {
             return Ok(None);
         }
+        let second = stream.try_clone()?;
         faults.connected(stream.try_clone()?);
-        Ok(Some(Connection(TcpStream::from_std(stream)?)))
+        Ok(Some(Connection { stream: TcpStream::from_std(stream)?, second }))
     }
 }
 
@@ -62,12 +62,15 @@ impl axum::serve::Listener for Breakable {
     }
 }
 
-/// A connection that ends when the server drops it, although there is a second handle to it.
-pub(super) struct Connection(TcpStream);
+/// A connection that ends when the server drops it, whoever else has a handle on it.
+pub(super) struct Connection {
+    stream: TcpStream,
+    second: std::net::TcpStream,
+}
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        if let Err(error) = nix::sys::socket::shutdown(self.0.as_raw_fd(), nix::sys::socket::Shutdown::Both) {
+        if let Err(error) = self.second.shutdown(Shutdown::Both) {
             tracing::debug!("connection was closed already: {error}");
         }
     }
@@ -75,20 +78,20 @@ impl Drop for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buffer)
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, bytes)
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -41,6 +41,16 @@ impl Cluster {
         for pod in [&near, &far, &host] {
             lab.serve(pod, TARGET)?;
         }
+        // No client gets another's source port by chance: what happens then has tests of its own.
+        let clients: [(&Place, &str); 4] = [
+            (lab.node(1), "10000 19999"),
+            (&client, "20000 29999"),
+            (&near, "33000 39999"),
+            (lab.outside(), "43000 60999"),
+        ];
+        for (place, range) in clients {
+            place.set_sysctls(&[("net.ipv4.ip_local_port_range", range)])?;
+        }
         let manifests = lab.manifests("manifests")?;
         Ok(Self { lab, manifests, client, near, far, host, agents: Vec::new() })
     }
