@@ -18,7 +18,7 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     /// Name and tag of the image
-    #[arg(long, default_value = concat!("svc:", env!("CARGO_PKG_VERSION")))]
+    #[arg(long, default_value = concat!("localhost/svc:", env!("CARGO_PKG_VERSION")))]
     tag: String,
 }
 
