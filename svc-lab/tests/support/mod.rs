@@ -43,7 +43,8 @@ impl Cluster {
         }
         // No client gets another's source port by chance: what happens then has tests of its own.
         let clients: [(&Place, &str); 4] = [
-            (lab.node(1), "10000 19999"),
+            // Above the ports the agent listens on: a poll of a port nobody listens on yet could connect to itself.
+            (lab.node(1), "11000 19999"),
             (&client, "20000 29999"),
             (&near, "33000 39999"),
             (lab.outside(), "43000 60999"),
