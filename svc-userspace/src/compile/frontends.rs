@@ -29,7 +29,10 @@ pub(super) fn of_port(service: &Service, port: &ServicePort, family: Family, nod
             add(&node.loopback_addresses, node_port, FrontendKind::NodePortLoopback);
         }
     }
-    add(&service.load_balancer_ips, port.port, FrontendKind::LoadBalancer);
+    // The programs cannot tell clients inside the ranges from others: nobody is served, rather than everybody.
+    if service.source_ranges.is_empty() {
+        add(&service.load_balancer_ips, port.port, FrontendKind::LoadBalancer);
+    }
     add(&service.external_ips, port.port, FrontendKind::ExternalIp);
     found.into_values().collect()
 }

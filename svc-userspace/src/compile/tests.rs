@@ -212,6 +212,17 @@ fn node_hints_go_before_zone_hints_and_incomplete_ones_are_ignored() {
 }
 
 #[test]
+fn a_load_balancer_with_source_ranges_is_not_open_to_everybody() {
+    let closed = Service { source_ranges: vec!["192.0.2.0/24".parse().expect("a prefix")], ..service() };
+    let kinds = |service: &Service| {
+        let tables = compile(service, &[], &node());
+        tables.iter().flat_map(|table| &table.frontends).filter(|it| it.kind == FrontendKind::LoadBalancer).count()
+    };
+    assert!(kinds(&service()) > 0);
+    assert_eq!(kinds(&closed), 0);
+}
+
+#[test]
 fn a_service_with_only_local_frontends_says_why_others_are_unused() {
     let mut local = Service { internal_local: true, external_ips: vec![], load_balancer_ips: vec![], ..service() };
     local.ports[0].node_port = None;

@@ -59,11 +59,20 @@ impl Convert for v1::Service {
         } else {
             Vec::new()
         };
+        let load_balancer_ips = virtual_addresses(ingress_addresses(self, context), &families, context);
+        let source_ranges = source_ranges(spec, context);
+        if !source_ranges.is_empty() && !load_balancer_ips.is_empty() {
+            context.problem(
+                "spec.loadBalancerSourceRanges",
+                "this release cannot filter by source: the load balancer's addresses are not served; remove the ranges, \
+                 or filter in front of the nodes",
+            );
+        }
         Some(Service {
             name: name.clone(),
             external_ips,
-            load_balancer_ips: virtual_addresses(ingress_addresses(self, context), &families, context),
-            source_ranges: source_ranges(spec, context),
+            load_balancer_ips,
+            source_ranges,
             ports: ports(spec, context),
             external_local: is_local("spec.externalTrafficPolicy", spec.external_traffic_policy.as_deref(), context),
             internal_local: is_local("spec.internalTrafficPolicy", spec.internal_traffic_policy.as_deref(), context),

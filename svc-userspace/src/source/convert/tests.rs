@@ -101,7 +101,7 @@ fn a_service_without_fault_is_taken_as_it_is() {
                 {"hostname": "lb.example"},
             ]}},
         })),
-        &[],
+        &["spec.loadBalancerSourceRanges"], // understood, and not enforced
         &Value::Null,
     );
     assert_eq!(service.name.to_string(), "shop/web");
