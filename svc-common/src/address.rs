@@ -7,14 +7,26 @@ use bytemuck::Pod;
 pub trait Address: Pod + Eq + core::fmt::Debug + Send + Sync + 'static {
     /// 4 or 6.
     const VERSION: u8;
+    /// A copy that passes through registers. LLVM makes a plain copy of 16 bytes, between places that may overlap for all
+    /// it knows, a call of memmove, which copies byte by byte and which the verifier walks so.
+    #[must_use]
+    fn copy(&self) -> Self;
     /// The address as 32-bit words in *host order*, most significant first; words a family does not have are 0.
     fn words(&self) -> [u32; 4];
     /// True for 127.0.0.0/8 (RFC 1122 section 3.2.1.3) and ::1 (RFC 4291 section 2.5.3).
     fn is_loopback(&self) -> bool;
+    /// True for an address that one host can have as its own, and that may therefore be answered (RFC 1122 section
+    /// 3.2.2): not unspecified, loopback, multicast, reserved or broadcast.
+    fn is_host(&self) -> bool;
 }
 
 impl Address for [u8; 4] {
     const VERSION: u8 = 4;
+
+    #[inline(always)]
+    fn copy(&self) -> Self {
+        *self
+    }
 
     #[inline(always)]
     fn words(&self) -> [u32; 4] {
@@ -25,10 +37,21 @@ impl Address for [u8; 4] {
     fn is_loopback(&self) -> bool {
         self[0] == 127
     }
+
+    #[inline(always)]
+    fn is_host(&self) -> bool {
+        // 224.0.0.0/4 and all above: multicast, reserved, the limited broadcast.
+        self[0] != 0 && self[0] != 127 && self[0] < 224
+    }
 }
 
 impl Address for [u8; 16] {
     const VERSION: u8 = 6;
+
+    #[inline(always)]
+    fn copy(&self) -> Self {
+        u128::from_ne_bytes(*self).to_ne_bytes()
+    }
 
     #[inline(always)]
     fn words(&self) -> [u32; 4] {
@@ -39,5 +62,11 @@ impl Address for [u8; 16] {
     #[inline(always)]
     fn is_loopback(&self) -> bool {
         self.words() == [0, 0, 0, 1]
+    }
+
+    #[inline(always)]
+    fn is_host(&self) -> bool {
+        let [a, b, c, d] = self.words();
+        self[0] != 0xff && (a | b | c != 0 || d > 1)
     }
 }

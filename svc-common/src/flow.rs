@@ -87,6 +87,9 @@ pub const FLOW_MASQUERADE: u8 = 1 << 0;
 pub const FLOW_INSIDE: u8 = 1 << 1;
 /// Client and backend are one: the entry that turns the client's address into the VIP, or back.
 pub const FLOW_HAIRPIN: u8 = 1 << 2;
+/// No Service is involved: a client and an endpoint talk directly, and the entry only keeps flows of Services off their
+/// tuple. Its rewrite changes nothing but, where a Service had the tuple first, the client's port.
+pub const FLOW_DIRECT: u8 = 1 << 3;
 
 /// How far a flow has come.
 #[repr(u8)]

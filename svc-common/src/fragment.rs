@@ -3,8 +3,9 @@
 use bytemuck::{Pod, Zeroable};
 
 /// Key of FRAGMENTS: what all fragments of a datagram share (RFC 791 section 3.2, RFC 8200 section 4.5), as the hook sees
-/// them *before* its rewrite.
-#[repr(C)]
+/// them *before* its rewrite. Aligned for the stack of a program: LLVM joins neighbouring fields into stores of 8 bytes,
+/// which the verifier refuses where they are not aligned ("misaligned stack access").
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FragmentKey<A> {
     /// Source address, *network order*.

@@ -67,6 +67,9 @@ pub const FLAG_OUTSIDE_DROP: u32 = 1 << 5;
 /// Only sockets of this host may use the entry (127.0.0.1 and ::1 as node addresses); packets never match it.
 pub const FLAG_HOST_ONLY: u32 = 1 << 6;
 
+/// Only clients within SOURCE_RANGES of the service may use the entry from outside.
+pub const FLAG_SOURCE_RANGES: u32 = 1 << 7;
+
 impl Frontend {
     /// True where clients outside the cluster are expected (node port, load balancer, external IP).
     #[inline(always)]

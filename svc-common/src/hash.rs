@@ -47,6 +47,12 @@ pub fn client_hash<A: Address>(source: &A, service: u32) -> u32 {
     finish(mix_address(mix(MULTIPLIER, u64::from(service)), source))
 }
 
+/// Hash of an endpoint for the filter of [`crate::target`]. Port in *host order*.
+#[inline(always)]
+pub(crate) fn target_hash<A: Address>(address: &A, port: u16, protocol: u8) -> u32 {
+    finish(mix_address(mix(MULTIPLIER, u64::from(port) << 8 | u64::from(protocol)), address))
+}
+
 #[inline(always)]
 fn mix_address<A: Address>(state: u64, address: &A) -> u64 {
     let [a, b, c, d] = address.words();

@@ -21,8 +21,11 @@ pub mod hash;
 pub mod reason;
 pub mod service;
 pub mod socket;
+pub mod source_range;
 pub mod stats;
+pub mod target;
 mod user;
+pub mod vip;
 
 pub use address::Address;
 pub use affinity::{Affinity, AffinityKey};
@@ -35,11 +38,13 @@ pub use hash::{SlotLine, flow_hash, slot_in_range};
 pub use reason::Reason;
 pub use service::ServiceName;
 pub use socket::{SocketBackend, SocketKey, SocketPeer};
+pub use source_range::SourcePrefix;
 pub use stats::Counters;
+pub use vip::Cidr;
 
-/// Version of the layout of all maps together. Pins live below a directory named after it (`<bpffs>/layout-1`), so an
+/// Version of the layout of all maps together. Pins live below a directory named after it (`<bpffs>/layout-2`), so an
 /// agent never opens a map whose types it does not know. Raise it with every change to a type of this crate.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// IP protocol numbers (IANA "Assigned Internet Protocol Numbers") that Services may carry.
 pub mod protocol {

@@ -16,11 +16,19 @@ pub enum Reason {
     TupleTaken = 4,
     /// The frame could not be written (the kernel refused to make it writable).
     NotWritable = 5,
+    /// The client is outside of the load balancer's source ranges.
+    SourceRange = 6,
+    /// The address is a VIP, and no Service has the port.
+    UnknownPort = 7,
+    /// The address lies within the Service CIDR, and no Service owns it.
+    UnownedAddress = 8,
+    /// It would have been refused, but enough was refused just now.
+    RefusalLimit = 9,
 }
 
 impl Reason {
     /// Number of reasons: the size of DROPS.
-    pub const COUNT: u32 = 6;
+    pub const COUNT: u32 = 10;
 
     /// Every reason, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT as usize] = [
@@ -30,7 +38,28 @@ impl Reason {
         Self::FlowTableFull,
         Self::TupleTaken,
         Self::NotWritable,
+        Self::SourceRange,
+        Self::UnknownPort,
+        Self::UnownedAddress,
+        Self::RefusalLimit,
     ];
+
+    /// The reason of a number; of one that none has, [`Reason::Inconsistent`].
+    #[inline(always)]
+    pub fn from_u8(number: u8) -> Self {
+        match number {
+            0 => Self::NoEndpoint,
+            1 => Self::PolicyEmpty,
+            3 => Self::FlowTableFull,
+            4 => Self::TupleTaken,
+            5 => Self::NotWritable,
+            6 => Self::SourceRange,
+            7 => Self::UnknownPort,
+            8 => Self::UnownedAddress,
+            9 => Self::RefusalLimit,
+            _ => Self::Inconsistent,
+        }
+    }
 
     /// Metric label.
     pub fn label(self) -> &'static str {
@@ -41,18 +70,39 @@ impl Reason {
             Self::FlowTableFull => "flow_table_full",
             Self::TupleTaken => "tuple_taken",
             Self::NotWritable => "not_writable",
+            Self::SourceRange => "source_range",
+            Self::UnknownPort => "unknown_port",
+            Self::UnownedAddress => "unowned_address",
+            Self::RefusalLimit => "refusal_limit",
         }
     }
 
     /// One sentence for people.
     pub fn explanation(self) -> &'static str {
         match self {
-            Self::NoEndpoint => "the Service has no endpoint",
+            Self::NoEndpoint => "the Service has no endpoint; the sender was told",
             Self::PolicyEmpty => "the Service has endpoints, but its traffic policy allows none of them on this node",
             Self::Inconsistent => "the maps contradict each other; restart the agent to reprogram them",
             Self::FlowTableFull => "the flow table did not take a new flow; raise --flows",
             Self::TupleTaken => "another flow uses the same addresses and ports towards the backend",
             Self::NotWritable => "the kernel refused to make the packet writable",
+            Self::SourceRange => "the client is outside of the load balancer's source ranges",
+            Self::UnknownPort => "no Service has this port of the address; the sender was told",
+            Self::UnownedAddress => "the address is in the Service CIDR, and no Service owns it",
+            Self::RefusalLimit => "a refusal was due, but senders are told at a limited rate",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_stands_for_the_reason_it_is_the_index_of() {
+        for (index, reason) in Reason::ALL.into_iter().enumerate() {
+            assert_eq!(usize::from(reason as u8), index);
+            assert_eq!(Reason::from_u8(reason as u8), reason);
         }
     }
 }

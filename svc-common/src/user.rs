@@ -4,7 +4,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::{AffinityKey, Backend, Flow, FlowKey, FragmentKey, FrontendKey, SocketKey, SocketPeer};
+use crate::{AffinityKey, Backend, Cidr, Flow, FlowKey, FragmentKey, FrontendKey, SocketKey, SocketPeer, SourcePrefix};
 
 macro_rules! pod_in_both_families {
     ($($name:ident),*) => {$(
@@ -26,7 +26,18 @@ macro_rules! pod_in_both_families {
     )*};
 }
 
-pod_in_both_families!(AffinityKey, Backend, Flow, FlowKey, FragmentKey, FrontendKey, SocketKey, SocketPeer);
+pod_in_both_families!(
+    AffinityKey,
+    Backend,
+    Cidr,
+    Flow,
+    FlowKey,
+    FragmentKey,
+    FrontendKey,
+    SocketKey,
+    SocketPeer,
+    SourcePrefix
+);
 
 #[cfg(feature = "user")]
 mod aya_pod {

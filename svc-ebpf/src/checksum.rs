@@ -34,6 +34,37 @@ impl Change {
         self
     }
 
+    /// Bytes at an even offset come to be covered that were zero, or not covered, before. `N` is even.
+    #[inline(always)]
+    #[must_use]
+    pub fn cover<const N: usize>(self, new: &[u8; N]) -> Self {
+        const { assert!(N.is_multiple_of(2) && N <= 24) };
+        let mut sum = self.0;
+        let mut at = 0;
+        while at + 4 <= N {
+            sum += u64::from(word32(new, at));
+            at += 4;
+        }
+        if at < N {
+            sum += u64::from(word16(new, at));
+        }
+        Self(sum)
+    }
+
+    /// Both changes together.
+    #[inline(always)]
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
+    /// What has been added up, folded to the 16 bits of a checksum field and not complemented.
+    #[inline(always)]
+    pub fn folded(self) -> [u8; 2] {
+        let [a, b] = self.apply([0xff, 0xff]);
+        [!a, !b]
+    }
+
     /// A 16-bit field, in *host order*, went from `old` to `new`.
     #[inline(always)]
     #[must_use]

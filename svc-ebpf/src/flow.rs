@@ -8,7 +8,7 @@
 //! | outbound | egress | client → backend | source: VIP, so that the backend does not answer itself |
 //! | inbound | ingress | backend → VIP (client's port) | destination: client |
 
-use svc_common::{Flow, FlowKey, FlowState, Hook, flow::FLOW_HAIRPIN};
+use svc_common::{Address, Flow, FlowKey, FlowState, Hook, flow::FLOW_HAIRPIN};
 
 use crate::rewrite::or;
 
@@ -26,54 +26,67 @@ pub struct Entry<A> {
 ///
 /// In place, here and below: an entry that is returned would lie on the stack first.
 #[inline(always)]
-pub fn reply<A: Copy>(entry: &mut Entry<A>, key: &FlowKey<A>, forward: &Flow<A>) {
-    entry.key.source = forward.address;
-    entry.key.destination = key.source;
+pub fn reply<A: Address>(entry: &mut Entry<A>, key: &FlowKey<A>, forward: &Flow<A>) {
+    entry.key.source = forward.address.copy();
+    entry.key.destination = key.source.copy();
     entry.key.source_port = forward.port;
     entry.key.destination_port = or(forward.peer_port, key.source_port);
     common(entry, key, forward, Hook::Egress, 0);
-    entry.flow.address = key.destination;
+    entry.flow.address = key.destination.copy();
     entry.flow.port = key.destination_port;
     entry.flow.peer_port = if forward.peer_port == 0 { 0 } else { key.source_port };
 }
 
+/// Writes the forward entry that a reply entry was made of.
+#[inline(always)]
+pub fn forward_of<A: Address>(entry: &mut Entry<A>, key: &FlowKey<A>, reply: &Flow<A>) {
+    entry.key.source = key.destination.copy();
+    entry.key.destination = reply.address.copy();
+    entry.key.source_port = or(reply.peer_port, key.destination_port);
+    entry.key.destination_port = reply.port;
+    common(entry, key, reply, Hook::Ingress, 0);
+    entry.flow.address = key.source.copy();
+    entry.flow.port = key.source_port;
+    entry.flow.peer_port = if reply.peer_port == 0 { 0 } else { key.destination_port };
+}
+
 /// True if client and backend of a forward entry have one address.
 #[inline(always)]
-pub fn is_hairpin<A: PartialEq>(key: &FlowKey<A>, forward: &Flow<A>) -> bool {
+pub fn is_hairpin<A: Address>(key: &FlowKey<A>, forward: &Flow<A>) -> bool {
     key.source == forward.address
 }
 
 /// Hairpin: on its way to the backend, the packet gets the VIP as its source.
 #[inline(always)]
-pub fn outbound<A: Copy>(entry: &mut Entry<A>, key: &FlowKey<A>, forward: &Flow<A>) {
+pub fn outbound<A: Address>(entry: &mut Entry<A>, key: &FlowKey<A>, forward: &Flow<A>) {
     let client_port = or(forward.peer_port, key.source_port);
-    entry.key.source = key.source;
-    entry.key.destination = forward.address;
+    entry.key.source = key.source.copy();
+    entry.key.destination = forward.address.copy();
     entry.key.source_port = client_port;
     entry.key.destination_port = forward.port;
     common(entry, key, forward, Hook::Egress, FLOW_HAIRPIN);
-    entry.flow.address = key.destination;
+    entry.flow.address = key.destination.copy();
     entry.flow.port = client_port;
     entry.flow.peer_port = 0;
 }
 
 /// Hairpin: the backend's answer to the VIP goes to the client.
 #[inline(always)]
-pub fn inbound<A: Copy>(entry: &mut Entry<A>, key: &FlowKey<A>, forward: &Flow<A>) {
+pub fn inbound<A: Address>(entry: &mut Entry<A>, key: &FlowKey<A>, forward: &Flow<A>) {
     let client_port = or(forward.peer_port, key.source_port);
-    entry.key.source = forward.address;
-    entry.key.destination = key.destination;
+    entry.key.source = forward.address.copy();
+    entry.key.destination = key.destination.copy();
     entry.key.source_port = forward.port;
     entry.key.destination_port = client_port;
     common(entry, key, forward, Hook::Ingress, FLOW_HAIRPIN);
-    entry.flow.address = key.source;
+    entry.flow.address = key.source.copy();
     entry.flow.port = client_port;
     entry.flow.peer_port = 0;
 }
 
 /// What does not depend on the direction.
 #[inline(always)]
-fn common<A: Copy>(entry: &mut Entry<A>, key: &FlowKey<A>, forward: &Flow<A>, hook: Hook, flags: u8) {
+fn common<A: Address>(entry: &mut Entry<A>, key: &FlowKey<A>, forward: &Flow<A>, hook: Hook, flags: u8) {
     entry.key.protocol = key.protocol;
     entry.key.hook = hook as u8;
     entry.key.pad = [0; 2];

@@ -2,7 +2,7 @@
 
 use bytemuck::Pod;
 
-use crate::checksum::Change;
+use crate::{checksum::Change, crc32c};
 
 /// What a transport checksum has to make up for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +42,15 @@ pub trait Frame {
     fn forget(&self, offset: usize) -> usize {
         offset
     }
+
+    /// [`crc32c::change`]; the kernel makes it a function that the verifier walks once by itself.
+    fn crc32c_change(&self, difference: [u8; 4], len: u32) -> [u8; 4] {
+        crc32c::change(difference, len)
+    }
+
+    /// Makes the frame the beginning of an answer: cuts what is behind `end`, then opens `room` bytes at `at`, behind the
+    /// link header. `None` where the frame cannot be changed so; it may be cut then and must be dropped.
+    fn reshape(&mut self, end: usize, at: usize, room: usize) -> Option<()>;
 
     /// Sets bits of the packet's mark.
     fn mark(&mut self, bits: u32);

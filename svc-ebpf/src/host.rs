@@ -1,16 +1,17 @@
 //! Frames and tables in plain memory: the packet path without a kernel, for tests, and for comparison with the kernel.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use bytemuck::Pod;
 use svc_common::{
-    Affinity, AffinityKey, Backend, Flow, FlowKey, FlowState, FragmentKey, Frontend, FrontendKey, Hook, Interface,
-    Ports,
+    Affinity, AffinityKey, Backend, Cidr, Flow, FlowKey, FlowState, FragmentKey, Frontend, FrontendKey, Hook,
+    Interface, Ports, SourcePrefix, target::target_bit,
 };
 
 use crate::{
     Verdict,
     checksum::Change,
+    decide::{Decision, decide},
     egress::egress,
     flow::Entry,
     frame::{Covered, Frame},
@@ -18,7 +19,7 @@ use crate::{
     ip::{Fragment, Header, Ip},
     link::{self, Network},
     open::{Attempt, attempt},
-    packet::Transport,
+    packet::Packet,
     scratch::Scratch,
     tables::{Decisions, Insert, Tables},
 };
@@ -75,6 +76,16 @@ impl Frame for HostFrame {
         Some(())
     }
 
+    fn reshape(&mut self, end: usize, at: usize, room: usize) -> Option<()> {
+        if end > self.bytes.len() || at > end {
+            return None;
+        }
+        self.bytes.truncate(end);
+        self.bytes.splice(at..at, std::iter::repeat_n(0, room));
+        self.readable = at + room;
+        Some(())
+    }
+
     fn mark(&mut self, bits: u32) {
         self.mark |= bits;
     }
@@ -93,6 +104,16 @@ pub struct HostTables<A> {
     pub flows: HashMap<FlowKey<A>, Flow<A>>,
     /// AFFINITY.
     pub affinity: HashMap<AffinityKey<A>, Affinity>,
+    /// VIPS.
+    pub vips: HashMap<A, u32>,
+    /// SERVICE_CIDRS.
+    pub service_cidrs: Vec<Cidr<A>>,
+    /// SOURCE_RANGES, as the ranges' clients one by one.
+    pub sources: HashSet<SourcePrefix<A>>,
+    /// TARGETS: the bits that are set.
+    pub targets: HashSet<u32>,
+    /// How many packets may still be refused.
+    pub refusals: u32,
     /// FRAGMENTS.
     pub fragments: HashMap<FragmentKey<A>, Ports>,
     /// INTERFACES, for the interface all packets arrive on.
@@ -113,6 +134,11 @@ impl<A: Ip> Default for HostTables<A> {
             backends: HashMap::new(),
             flows: HashMap::new(),
             affinity: HashMap::new(),
+            vips: HashMap::new(),
+            service_cidrs: Vec::new(),
+            sources: HashSet::new(),
+            targets: HashSet::new(),
+            refusals: u32::MAX,
             fragments: HashMap::new(),
             interface: Interface::default(),
             masquerade_mark: 0,
@@ -135,7 +161,7 @@ impl<A: Ip + std::hash::Hash> HostTables<A> {
     pub fn run_at(&mut self, hook: Hook, frame: &mut HostFrame, offset: usize) -> Verdict {
         match hook {
             Hook::Ingress => ingress(frame, self, &mut empty_scratch(), offset),
-            Hook::Egress => egress(frame, self, offset),
+            Hook::Egress => egress(frame, self, &mut empty_scratch(), offset),
         }
     }
 }
@@ -150,24 +176,33 @@ fn empty_scratch<A: Ip>() -> Scratch<A> {
         hook: 0,
         pad: [0; 2],
     };
+    let header = Header {
+        source: A::zeroed(),
+        destination: A::zeroed(),
+        protocol: 0,
+        fragment: Fragment::Whole,
+        id: 0,
+        offset: 0,
+        payload: 0,
+        len: 0,
+    };
     Scratch {
-        packet: Transport {
-            header: Header {
-                source: A::zeroed(),
-                destination: A::zeroed(),
-                protocol: 0,
-                fragment: Fragment::Whole,
-                offset: 0,
-                payload: 0,
-            },
-            ports: Ports::default(),
-            tcp_flags: 0,
+        packet: Packet { header, ports: Ports::default(), flags: 0 },
+        head: header,
+        fragment: FragmentKey {
+            source: A::zeroed(),
+            destination: A::zeroed(),
+            id: 0,
+            protocol: 0,
+            hook: 0,
+            pad: [0; 2],
         },
         key,
         flow: Flow::empty(),
         entry: Entry { key, flow: Flow::empty() },
         frontend: Frontend::default(),
         range: svc_common::SlotRange::default(),
+        interface: Interface::default(),
         inside: false,
     }
 }
@@ -191,6 +226,14 @@ impl<A: Ip + std::hash::Hash> Decisions<A> for HostTables<A> {
 
     fn set_affinity(&mut self, key: &AffinityKey<A>, affinity: Affinity) {
         self.affinity.insert(*key, affinity);
+    }
+
+    fn vip(&mut self, address: &A) -> u32 {
+        self.vips.get(address).copied().unwrap_or(0)
+    }
+
+    fn in_service_cidr(&mut self, address: &A) -> bool {
+        self.service_cidrs.iter().any(|cidr| cidr.contains(address))
     }
 
     fn now(&mut self) -> u32 {
@@ -231,6 +274,20 @@ impl<A: Ip + std::hash::Hash> Tables<A> for HostTables<A> {
         self.flows.remove(key);
     }
 
+    fn source_allowed(&mut self, service: u32, client: &A) -> bool {
+        self.sources.contains(&SourcePrefix { service, address: *client })
+    }
+
+    fn is_target(&mut self, address: &A, port: u16, protocol: u8) -> bool {
+        self.targets.contains(&target_bit(address, port, protocol))
+    }
+
+    fn may_refuse(&mut self) -> bool {
+        let left = self.refusals.checked_sub(1);
+        self.refusals = left.unwrap_or(0);
+        left.is_some()
+    }
+
     fn fragment(&mut self, key: &FragmentKey<A>) -> Option<Ports> {
         self.fragments.get(key).copied()
     }
@@ -249,6 +306,10 @@ impl<A: Ip + std::hash::Hash> Tables<A> for HostTables<A> {
 
     fn attempt(&mut self, scratch: &mut Scratch<A>, number: u32) -> Attempt {
         attempt(self, scratch, number)
+    }
+
+    fn decide(&mut self, scratch: &mut Scratch<A>) -> Decision {
+        decide(self, scratch)
     }
 
     fn count(&mut self, flow: &Flow<A>, _bytes: u32, _is_new: bool) {

@@ -22,59 +22,67 @@ use crate::{
     ip::{Fragment, Header, Ip, MAX_OFFSET},
     packet::ICMP_LEN,
     rewrite::{or, pair},
+    scratch::Scratch,
     tables::Tables,
 };
 
 const ICMP_CHECKSUM: usize = 2;
 const PORTS_LEN: usize = 4;
 
-/// Translates the error whose IP header is `outer`, if it is about a flow of ours.
+/// Translates the error in `scratch.packet`, if it is about a flow of ours.
 #[inline(always)]
 pub fn translate<A: Ip, F: Frame, T: Tables<A>>(
     frame: &mut F,
     tables: &mut T,
-    outer: &Header<A>,
+    scratch: &mut Scratch<A>,
     hook: Hook,
 ) -> Verdict {
-    let Some((head, ports)) = head(frame, outer) else { return Verdict::Pass };
-    let key = FlowKey {
-        source: head.destination,
-        destination: head.source,
+    let Scratch { packet, head, key, flow, .. } = scratch;
+    let Some(ports) = parse_head(frame, &packet.header, head) else { return Verdict::Pass };
+    *key = FlowKey {
+        source: head.destination.copy(),
+        destination: head.source.copy(),
         source_port: ports.destination,
         destination_port: ports.source,
         protocol: head.protocol,
         hook: hook as u8,
         pad: [0; 2],
     };
-    let Some(flow) = tables.peek_flow(&key) else { return Verdict::Pass };
-    match write(frame, outer, &head, ports, &flow, hook) {
+    match tables.peek_flow(key) {
+        Some(found) => *flow = found,
+        None => return Verdict::Pass,
+    }
+    match write(frame, &packet.header, head, ports, flow, hook) {
         Some(()) => Verdict::Pass,
         None => Verdict::Drop(Reason::NotWritable),
     }
 }
 
-/// Header and ports of the packet that the error is about.
+/// Header, in place, and ports of the packet that the error is about.
 #[inline(always)]
-fn head<A: Ip, F: Frame>(frame: &mut F, outer: &Header<A>) -> Option<(Header<A>, Ports)> {
+fn parse_head<A: Ip, F: Frame>(frame: &mut F, outer: &Header<A>, head: &mut Header<A>) -> Option<Ports> {
+    // Known already, but not to the verifier.
+    if outer.payload > MAX_OFFSET {
+        return None;
+    }
     let at = outer.payload + ICMP_LEN;
     if !frame.require(at + A::HEADER_LEN) {
         return None;
     }
-    let mut head = A::parse(frame, at)?;
+    A::parse(frame, at, head)?;
     head.payload = frame.forget(head.payload);
-    let has_ports = matches!(head.protocol, protocol::TCP | protocol::UDP);
-    if !has_ports || matches!(head.fragment, Fragment::Later { .. }) {
+    let has_ports = matches!(head.protocol, protocol::TCP | protocol::UDP | protocol::SCTP);
+    if !has_ports || head.fragment == Fragment::Later {
         return None;
     }
     if head.payload > MAX_OFFSET || !frame.require(head.payload + PORTS_LEN) {
         return None;
     }
     let ports: [u8; PORTS_LEN] = frame.get(head.payload)?;
-    let ports = Ports {
+    Some(Ports {
         source: u16::from_be_bytes([ports[0], ports[1]]),
         destination: u16::from_be_bytes([ports[2], ports[3]]),
-    };
-    Some((head, ports))
+    })
 }
 
 #[inline(always)]
@@ -86,28 +94,28 @@ fn write<A: Ip, F: Frame>(
     flow: &Flow<A>,
     hook: Hook,
 ) -> Option<()> {
-    let new = flow.address;
+    let new = &flow.address;
     let (old, head_at, new_ports, outer_old, outer_at) = match hook {
         Hook::Ingress => (
-            head.source,
+            &head.source,
             A::SOURCE,
             pair(flow.port, or(flow.peer_port, ports.destination)),
-            outer.destination,
+            &outer.destination,
             A::DESTINATION,
         ),
         Hook::Egress => (
-            head.destination,
+            &head.destination,
             A::DESTINATION,
             pair(or(flow.peer_port, ports.source), flow.port),
-            outer.source,
+            &outer.source,
             A::SOURCE,
         ),
     };
     let checksum = outer.payload + ICMP_CHECKSUM;
-    let addresses = A::change(&old, &new);
+    let addresses = A::change(old, new);
 
     A::fix_header(frame, head.offset, addresses)?;
-    frame.put(head.offset + head_at, &new)?;
+    frame.put(head.offset + head_at, new)?;
     let old_ports = pair(ports.source, ports.destination);
     frame.put(head.payload, &new_ports)?;
     // In IPv4 the head's own header checksum, which the error's checksum covers as well, cancels the address out.
@@ -117,7 +125,7 @@ fn write<A: Ip, F: Frame>(
 
     if outer_old == old {
         A::fix_header(frame, outer.offset, addresses)?;
-        frame.put(outer.offset + outer_at, &new)?;
+        frame.put(outer.offset + outer_at, new)?;
         if A::VERSION == 6 {
             frame.fix_checksum(checksum, addresses, Covered::PseudoHeader { ipv6: true }, false)?;
         }

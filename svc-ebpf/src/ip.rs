@@ -11,24 +11,36 @@ use crate::{checksum::Change, frame::Frame};
 /// that packet arithmetic cannot wrap ("math between pkt pointer and register with unbounded min value").
 pub const MAX_OFFSET: usize = 0x3ff;
 
+/// Hop limit of packets that start here (IANA "IP Parameters", default TTL).
+const HOPS: u8 = 64;
+
+/// The pseudo header that transport checksums cover (RFC 9293 section 3.1, RFC 8200 section 8.1); `len` is that of the
+/// transport header and its payload.
+#[inline(always)]
+pub fn pseudo_header<A: Address>(source: &A, destination: &A, protocol: u8, len: usize) -> Change {
+    let mut sum = Change::none().cover(&(len as u32).to_be_bytes()).cover(&[0, protocol]);
+    for words in [source.words(), destination.words()] {
+        for word in words {
+            sum = sum.cover(&word.to_be_bytes());
+        }
+    }
+    sum
+}
+
 /// Position of a packet in its datagram.
+#[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fragment {
     /// The packet is the whole datagram.
-    Whole,
-    /// The first fragment: it carries the transport header. `id` in *host order*.
-    First {
-        /// Identification.
-        id: u32,
-    },
-    /// A later fragment: no transport header. `id` in *host order*.
-    Later {
-        /// Identification.
-        id: u32,
-    },
+    Whole = 0,
+    /// The first fragment: it carries the transport header.
+    First = 1,
+    /// A later fragment: no transport header.
+    Later = 2,
 }
 
 /// An IP header.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header<A> {
     /// Source address, *network order*.
@@ -39,10 +51,14 @@ pub struct Header<A> {
     pub protocol: u8,
     /// Fragmentation.
     pub fragment: Fragment,
+    /// Identification of the datagram that a fragment is of, *host order*.
+    pub id: u32,
     /// Offset of the IP header in the frame.
     pub offset: usize,
     /// Offset of what follows: the transport header, but for later fragments.
     pub payload: usize,
+    /// Bytes of the packet from its IP header on, as that header has it: a frame may be padded.
+    pub len: usize,
 }
 
 /// An address family whose headers can be parsed and rewritten.
@@ -56,14 +72,35 @@ pub trait Ip: Address {
     /// Offset of the destination address in the header.
     const DESTINATION: usize;
 
-    /// Parses the header at `offset`, which must be readable for [`Ip::HEADER_LEN`] bytes. `None` for anything but a well-formed header.
-    fn parse<F: Frame>(frame: &mut F, offset: usize) -> Option<Header<Self>>;
+    /// Parses the header at `offset`, which must be readable for [`Ip::HEADER_LEN`] bytes. `None` for anything but a
+    /// well-formed header. In place: a header that is returned would lie on the stack first.
+    fn parse<F: Frame>(frame: &mut F, offset: usize, into: &mut Header<Self>) -> Option<()>;
 
     /// How the pseudo header or payload of a transport checksum changes with an address.
     fn change(old: &Self, new: &Self) -> Change;
 
     /// Adjusts the header's own checksum, if it has one.
     fn fix_header<F: Frame>(frame: &mut F, offset: usize, change: Change) -> Option<()>;
+
+    /// Type and code of the error that says "nobody serves this port".
+    const PORT_UNREACHABLE: [u8; 2];
+    /// ICMP types of the echo request and its reply.
+    const ECHO: [u8; 2];
+    /// Most bytes of an ICMP error, IP header included.
+    const MAX_ERROR: usize;
+
+    /// Writes the header of a packet that starts here: no options, a hop limit of 64, `payload` bytes behind it.
+    fn write<F: Frame>(frame: &mut F, offset: usize, source: &Self, destination: &Self, payload: usize) -> Option<()>;
+
+    /// Sets the hop limit of the header at `offset` to 64.
+    fn renew_hops<F: Frame>(frame: &mut F, offset: usize) -> Option<()>;
+
+    /// What the header of a packet contributes to a checksum that covers it, extension headers not included. A valid IPv4
+    /// header adds up to zero, its own checksum does that.
+    fn header_sum<F: Frame>(frame: &F, offset: usize) -> Option<Change>;
+
+    /// What ICMP's checksum covers of the IP header: a pseudo header in IPv6 (RFC 4443 section 2.3), nothing in IPv4.
+    fn icmp_pseudo_header(source: &Self, destination: &Self, len: usize) -> Change;
 
     /// True for the ICMP types that complain about a packet and carry its head, and that translation must reach.
     ///
@@ -78,7 +115,7 @@ impl Ip for [u8; 4] {
     const DESTINATION: usize = offset_of!(Ipv4Hdr, dst_addr);
 
     #[inline(always)]
-    fn parse<F: Frame>(frame: &mut F, offset: usize) -> Option<Header<Self>> {
+    fn parse<F: Frame>(frame: &mut F, offset: usize, into: &mut Header<Self>) -> Option<()> {
         const MORE_FRAGMENTS: u16 = 0x2000; // RFC 791 section 3.1, bit 2 of the flags
         const FRAGMENT_OFFSET: u16 = 0x1fff;
 
@@ -89,19 +126,73 @@ impl Ip for [u8; 4] {
         }
         let id = u32::from(u16::from_be_bytes([bytes[4], bytes[5]]));
         let flags = u16::from_be_bytes([bytes[6], bytes[7]]);
-        let fragment = match (flags & FRAGMENT_OFFSET, flags & MORE_FRAGMENTS) {
+        into.fragment = match (flags & FRAGMENT_OFFSET, flags & MORE_FRAGMENTS) {
             (0, 0) => Fragment::Whole,
-            (0, _) => Fragment::First { id },
-            _ => Fragment::Later { id },
+            (0, _) => Fragment::First,
+            _ => Fragment::Later,
         };
-        Some(Header {
-            source: [bytes[12], bytes[13], bytes[14], bytes[15]],
-            destination: [bytes[16], bytes[17], bytes[18], bytes[19]],
-            protocol: bytes[9],
-            fragment,
-            offset,
-            payload: offset + words * 4,
-        })
+        into.id = id;
+        into.source = [bytes[12], bytes[13], bytes[14], bytes[15]];
+        into.destination = [bytes[16], bytes[17], bytes[18], bytes[19]];
+        into.protocol = bytes[9];
+        into.offset = offset;
+        into.payload = offset + words * 4;
+        into.len = usize::from(u16::from_be_bytes([bytes[2], bytes[3]]));
+        Some(())
+    }
+
+    const PORT_UNREACHABLE: [u8; 2] = [3, 3]; // RFC 792
+    const ECHO: [u8; 2] = [8, 0];
+    const MAX_ERROR: usize = 576; // RFC 1812 section 4.3.2.3
+
+    #[inline(always)]
+    fn write<F: Frame>(frame: &mut F, offset: usize, source: &Self, destination: &Self, payload: usize) -> Option<()> {
+        const INTERNETWORK_CONTROL: u8 = 0xc0; // RFC 1812 section 4.3.2.5
+        const DO_NOT_FRAGMENT: u8 = 0x40;
+        let [s, d] = [source, destination];
+        let [high, low] = ((Ipv4Hdr::LEN + payload) as u16).to_be_bytes();
+        let mut bytes: [u8; Ipv4Hdr::LEN] = [
+            0x45,
+            INTERNETWORK_CONTROL,
+            high,
+            low,
+            0,
+            0,
+            DO_NOT_FRAGMENT,
+            0,
+            HOPS,
+            protocol::ICMP,
+            0,
+            0,
+            s[0],
+            s[1],
+            s[2],
+            s[3],
+            d[0],
+            d[1],
+            d[2],
+            d[3],
+        ];
+        [bytes[10], bytes[11]] = Change::none().cover(&bytes).apply([0xff, 0xff]);
+        frame.put(offset, &bytes)
+    }
+
+    #[inline(always)]
+    fn renew_hops<F: Frame>(frame: &mut F, offset: usize) -> Option<()> {
+        let at = offset + offset_of!(Ipv4Hdr, ttl);
+        let [old, protocol]: [u8; 2] = frame.get(at)?;
+        Self::fix_header(frame, offset, Change::none().replace(&[old, protocol], &[HOPS, protocol]))?;
+        frame.put(at, &[HOPS, protocol])
+    }
+
+    #[inline(always)]
+    fn header_sum<F: Frame>(_frame: &F, _offset: usize) -> Option<Change> {
+        Some(Change::none())
+    }
+
+    #[inline(always)]
+    fn icmp_pseudo_header(_source: &Self, _destination: &Self, _len: usize) -> Change {
+        Change::none()
     }
 
     #[inline(always)]
@@ -133,7 +224,7 @@ impl Ip for [u8; 16] {
     const DESTINATION: usize = offset_of!(Ipv6Hdr, dst_addr);
 
     #[inline(always)]
-    fn parse<F: Frame>(frame: &mut F, offset: usize) -> Option<Header<Self>> {
+    fn parse<F: Frame>(frame: &mut F, offset: usize, into: &mut Header<Self>) -> Option<()> {
         // RFC 8200 section 4: hop-by-hop options, routing, fragment, destination options.
         const HOP_BY_HOP: u8 = 0;
         const ROUTING: u8 = 43;
@@ -144,12 +235,16 @@ impl Ip for [u8; 16] {
         if start[0] >> 4 != 6 {
             return None;
         }
-        let source = frame.get(offset + Self::SOURCE)?;
-        let destination = frame.get(offset + Self::DESTINATION)?;
+        // As numbers: see `Address::copy`.
+        into.source = frame.get::<u128>(offset + Self::SOURCE)?.to_ne_bytes();
+        into.destination = frame.get::<u128>(offset + Self::DESTINATION)?.to_ne_bytes();
+        into.offset = offset;
+        into.len = Ipv6Hdr::LEN + usize::from(u16::from_be_bytes([start[4], start[5]]));
+        into.fragment = Fragment::Whole;
+        into.id = 0;
 
         let mut next = start[6];
         let mut payload = offset + Ipv6Hdr::LEN;
-        let mut fragment = Fragment::Whole;
         for _ in 0..MAX_EXTENSIONS {
             if !matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS) {
                 break;
@@ -159,18 +254,19 @@ impl Ip for [u8; 16] {
             }
             let extension: [u8; 8] = frame.get(payload)?;
             if next == FRAGMENT {
-                let id = u32::from_be_bytes([extension[4], extension[5], extension[6], extension[7]]);
+                into.id = u32::from_be_bytes([extension[4], extension[5], extension[6], extension[7]]);
                 let position = u16::from_be_bytes([extension[2], extension[3]]);
                 payload += 8;
                 // Bits 15..3 are the offset, bit 0 says that more follow (RFC 8200 section 4.5). A fragment header on a
                 // whole datagram ("atomic fragment", RFC 6946) changes nothing.
-                fragment = match (position & 0xfff8, position & 1) {
+                let fragment = match (position & 0xfff8, position & 1) {
                     (0, 0) => Fragment::Whole,
-                    (0, _) => Fragment::First { id },
-                    _ => Fragment::Later { id },
+                    (0, _) => Fragment::First,
+                    _ => Fragment::Later,
                 };
+                into.fragment = fragment;
                 next = extension[0];
-                if let Fragment::Later { .. } = fragment {
+                if fragment == Fragment::Later {
                     break;
                 }
             } else {
@@ -178,7 +274,41 @@ impl Ip for [u8; 16] {
                 payload += (usize::from(extension[1]) + 1) * 8;
             }
         }
-        Some(Header { source, destination, protocol: next, fragment, offset, payload })
+        into.protocol = next;
+        into.payload = payload;
+        Some(())
+    }
+
+    const PORT_UNREACHABLE: [u8; 2] = [1, 4]; // RFC 4443 section 3.1
+    const ECHO: [u8; 2] = [128, 129];
+    const MAX_ERROR: usize = 1280; // RFC 4443 section 2.4(c)
+
+    #[inline(always)]
+    fn write<F: Frame>(frame: &mut F, offset: usize, source: &Self, destination: &Self, payload: usize) -> Option<()> {
+        let [high, low] = (payload as u16).to_be_bytes();
+        frame.put(offset, &[0x60, 0, 0, 0, high, low, protocol::ICMPV6, HOPS])?;
+        frame.put(offset + Self::SOURCE, source)?;
+        frame.put(offset + Self::DESTINATION, destination)
+    }
+
+    #[inline(always)]
+    fn renew_hops<F: Frame>(frame: &mut F, offset: usize) -> Option<()> {
+        let at = offset + offset_of!(Ipv6Hdr, next_hdr);
+        let [next, _]: [u8; 2] = frame.get(at)?;
+        frame.put(at, &[next, HOPS])
+    }
+
+    #[inline(always)]
+    fn header_sum<F: Frame>(frame: &F, offset: usize) -> Option<Change> {
+        let start: [u8; 8] = frame.get(offset)?;
+        let source: Self = frame.get(offset + Self::SOURCE)?;
+        let destination: Self = frame.get(offset + Self::DESTINATION)?;
+        Some(Change::none().cover(&start).cover(&source).cover(&destination))
+    }
+
+    #[inline(always)]
+    fn icmp_pseudo_header(source: &Self, destination: &Self, len: usize) -> Change {
+        pseudo_header(source, destination, protocol::ICMPV6, len)
     }
 
     #[inline(always)]

@@ -4,8 +4,9 @@
 //!
 //! **Ingress rewrites destinations.** A packet that comes in is *parsed* ([`packet`]: link, IP and transport header, or
 //! the tuple of the first fragment for a later one). If its tuple is a known flow ([`flow`]), the flow says where it goes.
-//! Otherwise its destination is *looked up* among the frontends ([`ingress`]); no frontend, not ours: it passes. A new
-//! flow *selects* a backend by consistent hashing ([`select`]), *opens* entries for both directions ([`open`]), and the
+//! Otherwise its destination is *looked up* among the frontends ([`decide`]). Without a frontend it is none of ours and
+//! passes, unless its address belongs to Services all the same ([`nowhere`]: *refused* by [`reject`], or dropped), or it
+//! goes directly to an endpoint ([`direct`]). A new flow *selects* a backend by consistent hashing ([`select`]), *opens* entries for both directions ([`open`]), and the
 //! frame is *rewritten* ([`rewrite`]), checksums by difference ([`checksum`]).
 //!
 //! **Egress rewrites sources.** A packet that goes out is parsed the same way; if the reply entry of a flow matches, its
@@ -13,6 +14,8 @@
 //!
 //! ICMP errors carry the head of the packet they complain about; [`icmp`] translates that head, and the outer addresses,
 //! with the same entries, so that path-MTU discovery reaches the real sender.
+//!
+//! An echo request to a VIP is answered where it comes in ([`echo`]).
 //!
 //! On a port of a bridge, replies would go from port to port and netfilter would see half of each connection; there
 //! [`ingress`] gives them the bridge's own hardware address, which takes them up the stack.
@@ -26,6 +29,10 @@
 #![forbid(unsafe_code)]
 
 pub mod checksum;
+pub mod crc32c;
+pub mod decide;
+pub mod direct;
+pub mod echo;
 pub mod egress;
 pub mod flow;
 pub mod frame;
@@ -35,8 +42,10 @@ pub mod icmp;
 pub mod ingress;
 pub mod ip;
 pub mod link;
+pub mod nowhere;
 pub mod open;
 pub mod packet;
+pub mod reject;
 pub mod rewrite;
 pub mod scratch;
 pub mod select;

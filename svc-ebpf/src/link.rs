@@ -62,3 +62,14 @@ fn network(ethertype: u16, offset: usize) -> Option<Network> {
         _ => None,
     }
 }
+
+/// Turns an Ethernet frame round: it goes to where it came from. Without a link header (`ip` is the offset of the IP header)
+/// there is nothing to turn.
+#[inline(always)]
+pub fn turn_round<F: Frame>(frame: &mut F, ip: usize) -> Option<()> {
+    if ip < EthHdr::LEN {
+        return Some(());
+    }
+    let addresses: [[u8; 6]; 2] = frame.get(0)?;
+    frame.put(0, &[addresses[1], addresses[0]])
+}

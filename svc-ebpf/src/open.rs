@@ -8,7 +8,7 @@ use svc_common::{
 };
 
 use crate::{
-    flow::{inbound, is_hairpin, outbound, reply},
+    flow::{forward_of, inbound, is_hairpin, outbound, reply},
     ip::Ip,
     scratch::Scratch,
     select::{affinity_hash, by_affinity, by_hash, remember_affinity},
@@ -20,7 +20,7 @@ const BACKENDS_TRIED: u32 = 3;
 /// Attempts in all.
 const ATTEMPTS: u32 = 6;
 /// 2^32 / golden ratio: spreads successive attempts over the whole range.
-const SPREAD: u32 = 0x9e37_79b9;
+pub(crate) const SPREAD: u32 = 0x9e37_79b9;
 const FIRST_REMAPPED_PORT: u32 = 1024;
 
 /// Chooses a backend for the flow `scratch.key` and makes its entries; the forward one is left in `scratch.flow`.
@@ -61,17 +61,14 @@ pub fn attempt<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>, nu
     let now = tables.now();
     let Scratch { key, frontend, range, .. } = scratch;
     let with_affinity = frontend.affinity_seconds != 0;
-    let bound = if with_affinity { by_affinity(tables, frontend, key.source, now) } else { None };
-    let hash = if with_affinity {
-        affinity_hash(&key.source, frontend.service)
-    } else {
-        flow_hash(&key.source, key.source_port, &key.destination, key.destination_port, key.protocol)
-    };
-    let spread = hash.wrapping_add(number.wrapping_mul(SPREAD));
+    let bound = if with_affinity { by_affinity(tables, frontend, &key.source, now) } else { None };
+    let flow_hash = flow_hash(&key.source, key.source_port, &key.destination, key.destination_port, key.protocol);
+    let hash = if with_affinity { affinity_hash(&key.source, frontend.service) } else { flow_hash };
+    let step = number.wrapping_mul(SPREAD);
     let remap = number >= BACKENDS_TRIED || (with_affinity && number > 0);
     let id = match bound {
         Some(id) => id,
-        None => match by_hash(tables, *range, if remap { hash } else { spread }) {
+        None => match by_hash(tables, *range, if remap { hash } else { hash.wrapping_add(step) }) {
             Some(id) => id,
             None => return Attempt::NoBackend,
         },
@@ -79,7 +76,7 @@ pub fn attempt<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>, nu
     let Some(backend) = tables.backend(id) else { return Attempt::NoBackend };
     let generation = backend.generation;
     forward(&mut scratch.flow, id, &backend, scratch.inside);
-    scratch.flow.peer_port = if remap { remapped_port(spread) } else { 0 };
+    scratch.flow.peer_port = if remap { remapped_port(flow_hash.wrapping_add(step)) } else { 0 };
     scratch.flow.last_seen = now;
     match claim(tables, scratch) {
         Insert::Done => {}
@@ -90,13 +87,14 @@ pub fn attempt<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>, nu
         return Attempt::Full;
     }
     if with_affinity {
-        remember_affinity(tables, &scratch.frontend, scratch.key.source, id, generation, now);
+        remember_affinity(tables, &scratch.frontend, &scratch.key.source, id, generation, now);
     }
     Attempt::Opened
 }
 
+/// A client port that stands in for another one.
 #[inline(always)]
-fn remapped_port(hash: u32) -> u16 {
+pub(crate) fn remapped_port(hash: u32) -> u16 {
     (FIRST_REMAPPED_PORT + slot_in_range(hash, 0x1_0000 - FIRST_REMAPPED_PORT)) as u16
 }
 
@@ -104,7 +102,7 @@ fn remapped_port(hash: u32) -> u16 {
 #[inline(always)]
 fn forward<A: Ip>(flow: &mut Flow<A>, id: u32, backend: &Backend<A>, inside: bool) {
     let is_local = backend.flags & BACKEND_LOCAL != 0;
-    flow.address = backend.address;
+    flow.address = backend.address.copy();
     flow.port = backend.port;
     flow.backend = id;
     flow.generation = backend.generation;
@@ -120,7 +118,7 @@ fn forward<A: Ip>(flow: &mut Flow<A>, id: u32, backend: &Backend<A>, inside: boo
 
 /// Makes the entries that belong to the forward entry in `scratch`, if nobody else has the reply's tuple.
 #[inline(always)]
-fn claim<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) -> Insert {
+pub(crate) fn claim<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) -> Insert {
     reply(&mut scratch.entry, &scratch.key, &scratch.flow);
     let entry = &scratch.entry;
     match tables.insert_flow(&entry.key, &entry.flow) {
@@ -156,10 +154,25 @@ fn claim_hairpin<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) 
     if tables.replace_flow(&scratch.entry.key, &scratch.entry.flow) { Insert::Done } else { Insert::Full }
 }
 
-/// Makes sure that the reply entry still exists: an LRU table may have evicted it.
+/// Makes sure that the other entries of a forward entry still exist: an LRU table may have evicted them. That an entry is
+/// there already is the usual case; if the table is full, the next second's packet tries again.
 #[inline(always)]
 pub fn repair<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) {
-    reply(&mut scratch.entry, &scratch.key, &scratch.flow);
-    // Taken is the usual case. Full: the next second's packet tries again.
+    let Scratch { key, flow, entry, .. } = scratch;
+    reply(entry, key, flow);
+    let _ = tables.insert_flow(&entry.key, &entry.flow);
+    if is_hairpin(key, flow) {
+        outbound(entry, key, flow);
+        let _ = tables.insert_flow(&entry.key, &entry.flow);
+        inbound(entry, key, flow);
+        let _ = tables.insert_flow(&entry.key, &entry.flow);
+    }
+}
+
+/// Makes sure that the forward entry of the reply entry in `scratch` still exists. Its backend may be in no slot any more,
+/// so that nothing else would lead there.
+#[inline(always)]
+pub fn repair_forward<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) {
+    forward_of(&mut scratch.entry, &scratch.key, &scratch.flow);
     let _ = tables.insert_flow(&scratch.entry.key, &scratch.entry.flow);
 }

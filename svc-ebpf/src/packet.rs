@@ -10,22 +10,27 @@ use crate::{
 
 /// What an IP packet carries, as far as Services are concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Packet<A> {
-    /// TCP or UDP: it has a tuple.
-    Transport(Transport<A>),
+pub enum Kind {
+    /// Nothing that Services could be concerned with.
+    Other,
+    /// TCP, UDP or SCTP, or a fragment of it: it has a tuple.
+    Transport,
     /// An ICMP error, with the head of the packet it is about at `header.payload + 8`.
-    IcmpError(Header<A>),
+    IcmpError,
+    /// An ICMP echo request.
+    Echo,
 }
 
-/// A TCP or UDP packet, or a fragment of one.
+/// An IP packet. Of one that is not [`Kind::Transport`] only the header means anything.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Transport<A> {
+pub struct Packet<A> {
     /// IP header.
     pub header: Header<A>,
     /// Ports; of a later fragment, those its first fragment had.
     pub ports: Ports,
-    /// Flags of the TCP header (RFC 9293 section 3.1), 0 for UDP and for later fragments.
-    pub tcp_flags: u8,
+    /// Flags of the TCP header (RFC 9293 section 3.1), those of like meaning for SCTP; 0 for UDP and for later fragments.
+    pub flags: u8,
 }
 
 const FIN: u8 = 1 << 0;
@@ -36,111 +41,152 @@ const ACK: u8 = 1 << 4;
 const UDP_LEN: usize = 8;
 const TCP_LEN: usize = 20;
 const TCP_FLAGS: usize = 13;
+/// SCTP's common header, and the one of the first chunk (RFC 9260 section 3).
+const SCTP_LEN: usize = 16;
+const SCTP_CHUNK: usize = 12;
 /// An ICMP header (RFC 792, RFC 4443: 4 bytes in common, 4 that depend on the type).
 pub const ICMP_LEN: usize = 8;
 
 impl<A: Ip> Packet<A> {
-    /// Parses the packet whose IP header is at `offset`. `None`: nothing that Services could be concerned with.
+    /// Parses the packet whose IP header is at `offset`, in place; `fragment` is room for a key.
     #[inline(always)]
-    pub fn parse<F: Frame, T: Tables<A>>(frame: &mut F, tables: &mut T, offset: usize, hook: Hook) -> Option<Self> {
-        if !frame.require(offset + A::HEADER_LEN) {
-            return None;
+    pub fn parse<F: Frame, T: Tables<A>>(
+        &mut self,
+        frame: &mut F,
+        tables: &mut T,
+        offset: usize,
+        hook: Hook,
+        fragment: &mut FragmentKey<A>,
+    ) -> Kind {
+        if !frame.require(offset + A::HEADER_LEN) || A::parse(frame, offset, &mut self.header).is_none() {
+            return Kind::Other;
         }
-        let mut header = A::parse(frame, offset)?;
-        header.payload = frame.forget(header.payload);
-        match header.protocol {
-            protocol::TCP | protocol::UDP => Transport::parse(frame, tables, header, hook).map(Self::Transport),
-            icmp if icmp == A::ICMP && header.fragment == Fragment::Whole => {
-                // The head that an error carries begins with a whole IP header and 8 more bytes (RFC 792).
-                if header.payload > MAX_OFFSET || !frame.require(header.payload + ICMP_LEN) {
-                    return None;
-                }
-                // Two bytes, though one would do: see `Frame::get`.
-                let [icmp_type, _code]: [u8; 2] = frame.get(header.payload)?;
-                A::is_icmp_error(icmp_type).then_some(Self::IcmpError(header))
+        self.header.payload = frame.forget(self.header.payload);
+        match self.header.protocol {
+            protocol::TCP | protocol::UDP | protocol::SCTP => match self.parse_transport(frame, tables, hook, fragment)
+            {
+                Some(()) => Kind::Transport,
+                None => Kind::Other,
+            },
+            icmp if icmp == A::ICMP && self.header.fragment == Fragment::Whole => {
+                self.parse_icmp(frame).unwrap_or(Kind::Other)
             }
-            _ => None,
+            _ => Kind::Other,
         }
     }
-}
 
-impl<A: Ip> Transport<A> {
     #[inline(always)]
-    fn parse<F: Frame, T: Tables<A>>(frame: &mut F, tables: &mut T, header: Header<A>, hook: Hook) -> Option<Self> {
-        if let Fragment::Later { id } = header.fragment {
-            let ports = tables.fragment(&fragment_key(&header, id, hook))?;
-            return Some(Self { header, ports, tcp_flags: 0 });
+    fn parse_icmp<F: Frame>(&self, frame: &mut F) -> Option<Kind> {
+        let at = self.header.payload;
+        // The head that an error carries begins with a whole IP header and 8 more bytes (RFC 792).
+        if at > MAX_OFFSET || !frame.require(at + ICMP_LEN) {
+            return None;
         }
-        let at = header.payload;
-        let is_tcp = header.protocol == protocol::TCP;
-        let needed = if is_tcp { TCP_LEN } else { UDP_LEN };
+        // Two bytes, though one would do: see `Frame::get`.
+        let [icmp_type, _code]: [u8; 2] = frame.get(at)?;
+        if icmp_type == A::ECHO[0] { Some(Kind::Echo) } else { A::is_icmp_error(icmp_type).then_some(Kind::IcmpError) }
+    }
+
+    #[inline(always)]
+    fn parse_transport<F: Frame, T: Tables<A>>(
+        &mut self,
+        frame: &mut F,
+        tables: &mut T,
+        hook: Hook,
+        fragment: &mut FragmentKey<A>,
+    ) -> Option<()> {
+        self.flags = 0;
+        if self.header.fragment == Fragment::Later {
+            self.write_fragment_key(hook, fragment);
+            self.ports = tables.fragment(fragment)?;
+            return Some(());
+        }
+        let at = self.header.payload;
+        let needed = match self.header.protocol {
+            protocol::TCP => TCP_LEN,
+            protocol::SCTP => SCTP_LEN,
+            _ => UDP_LEN,
+        };
         if at > MAX_OFFSET || !frame.require(at + needed) {
             return None;
         }
         let ports: [u8; 4] = frame.get(at)?;
-        let tcp_flags = if is_tcp { frame.get::<[u8; 2]>(at + TCP_FLAGS - 1)?[1] } else { 0 };
-        let ports = Ports {
+        self.ports = Ports {
             source: u16::from_be_bytes([ports[0], ports[1]]),
             destination: u16::from_be_bytes([ports[2], ports[3]]),
         };
-        Some(Self { header, ports, tcp_flags })
-    }
-
-    /// The tuple, as a key for `hook`.
-    #[inline(always)]
-    pub fn key(&self, hook: Hook) -> FlowKey<A> {
-        FlowKey {
-            source: self.header.source,
-            destination: self.header.destination,
-            source_port: self.ports.source,
-            destination_port: self.ports.destination,
-            protocol: self.header.protocol,
-            hook: hook as u8,
-            pad: [0; 2],
+        match self.header.protocol {
+            protocol::TCP => self.flags = frame.get::<[u8; 2]>(at + TCP_FLAGS - 1)?[1],
+            protocol::SCTP => self.flags = sctp_flags(frame.get::<[u8; 2]>(at + SCTP_CHUNK)?[0]),
+            _ => {}
         }
+        Some(())
     }
 
-    /// True for TCP.
+    /// Writes the tuple as a key for `hook`. In place, here and below: a key that is returned would lie on the stack first.
     #[inline(always)]
-    pub fn is_tcp(&self) -> bool {
-        self.header.protocol == protocol::TCP
+    pub fn write_key(&self, hook: Hook, into: &mut FlowKey<A>) {
+        into.source = self.header.source.copy();
+        into.destination = self.header.destination.copy();
+        into.source_port = self.ports.source;
+        into.destination_port = self.ports.destination;
+        into.protocol = self.header.protocol;
+        into.hook = hook as u8;
+        into.pad = [0; 2];
     }
 
-    /// True for the first packet of a TCP connection.
+    /// True for TCP and SCTP: flows have a beginning and an end that can be seen.
+    #[inline(always)]
+    pub fn is_connection(&self) -> bool {
+        self.header.protocol != protocol::UDP
+    }
+
+    /// True for the first packet of a connection.
     #[inline(always)]
     pub fn opens(&self) -> bool {
-        self.tcp_flags & (SYN | ACK | RST | FIN) == SYN
+        self.flags & (SYN | ACK | RST | FIN) == SYN
     }
 
-    /// True for the answer to the first packet of a TCP connection.
+    /// True for a packet that may be the first of its flow: one that opens a connection, and any datagram.
     #[inline(always)]
-    pub fn answers_opening(&self) -> bool {
-        self.tcp_flags & (SYN | ACK | RST | FIN) == SYN | ACK
+    pub fn may_open(&self) -> bool {
+        !self.is_connection() || self.opens()
     }
 
-    /// True for a TCP packet that ends its direction of a connection.
+    /// True for a packet that ends its direction of a connection.
     #[inline(always)]
     pub fn closes(&self) -> bool {
-        self.tcp_flags & (FIN | RST) != 0
+        self.flags & (FIN | RST) != 0
     }
 
     /// Leaves the ports of a first fragment for the later ones.
     #[inline(always)]
-    pub fn remember_fragment<T: Tables<A>>(&self, tables: &mut T, hook: Hook) {
-        if let Fragment::First { id } = self.header.fragment {
-            tables.remember_fragment(&fragment_key(&self.header, id, hook), self.ports);
+    pub fn remember_fragment<T: Tables<A>>(&self, tables: &mut T, hook: Hook, key: &mut FragmentKey<A>) {
+        if self.header.fragment == Fragment::First {
+            self.write_fragment_key(hook, key);
+            tables.remember_fragment(key, self.ports);
         }
+    }
+
+    #[inline(always)]
+    fn write_fragment_key(&self, hook: Hook, into: &mut FragmentKey<A>) {
+        into.source = self.header.source.copy();
+        into.destination = self.header.destination.copy();
+        into.id = self.header.id;
+        into.protocol = self.header.protocol;
+        into.hook = hook as u8;
+        into.pad = [0; 2];
     }
 }
 
+/// What a chunk of SCTP means in TCP's terms: INIT and INIT ACK open an association, ABORT and SHUTDOWN COMPLETE end it
+/// (RFC 9260 section 3.2).
 #[inline(always)]
-fn fragment_key<A: Ip>(header: &Header<A>, id: u32, hook: Hook) -> FragmentKey<A> {
-    FragmentKey {
-        source: header.source,
-        destination: header.destination,
-        id,
-        protocol: header.protocol,
-        hook: hook as u8,
-        pad: [0; 2],
+fn sctp_flags(chunk: u8) -> u8 {
+    match chunk {
+        1 => SYN,
+        2 => SYN | ACK,
+        6 | 14 => RST,
+        _ => ACK,
     }
 }

@@ -6,7 +6,7 @@ use crate::{
     checksum::Change,
     frame::{Covered, Frame},
     ip::{Fragment, Ip},
-    packet::Transport,
+    packet::Packet,
 };
 
 /// Which address of a packet is rewritten.
@@ -21,16 +21,16 @@ pub enum Side {
 /// Rewrites `side` of the packet to `flow.address:port`, and the port of the other side to `flow.peer_port` unless that
 /// is 0. `None`: the frame cannot be written; it may be half rewritten and must be dropped.
 #[inline(always)]
-pub fn rewrite<A: Ip, F: Frame>(frame: &mut F, packet: &Transport<A>, side: Side, flow: &Flow<A>) -> Option<()> {
+pub fn rewrite<A: Ip, F: Frame>(frame: &mut F, packet: &Packet<A>, side: Side, flow: &Flow<A>) -> Option<()> {
     let header = &packet.header;
     let (old, at) = match side {
-        Side::Source => (header.source, A::SOURCE),
-        Side::Destination => (header.destination, A::DESTINATION),
+        Side::Source => (&header.source, A::SOURCE),
+        Side::Destination => (&header.destination, A::DESTINATION),
     };
-    let addresses = A::change(&old, &flow.address);
+    let addresses = A::change(old, &flow.address);
     A::fix_header(frame, header.offset, addresses)?;
     frame.put(header.offset + at, &flow.address)?;
-    if let Fragment::Later { .. } = header.fragment {
+    if header.fragment == Fragment::Later {
         return Some(());
     }
 
@@ -40,6 +40,9 @@ pub fn rewrite<A: Ip, F: Frame>(frame: &mut F, packet: &Transport<A>, side: Side
         Side::Destination => (or(flow.peer_port, packet.ports.source), flow.port),
     };
     let new = pair(source, destination);
+    if header.protocol == protocol::SCTP {
+        return if new == old { Some(()) } else { sctp_ports(frame, packet, &old, &new) };
+    }
     let is_udp = header.protocol == protocol::UDP;
     let checksum = header.payload + if is_udp { UDP_CHECKSUM } else { TCP_CHECKSUM };
     let pseudo_header = Covered::PseudoHeader { ipv6: A::VERSION == 6 };
@@ -51,10 +54,31 @@ pub fn rewrite<A: Ip, F: Frame>(frame: &mut F, packet: &Transport<A>, side: Side
     Some(())
 }
 
+/// SCTP's checksum covers the whole packet and no address.
+#[inline(always)]
+fn sctp_ports<A: Ip, F: Frame>(frame: &mut F, packet: &Packet<A>, old: &[u8; 4], new: &[u8; 4]) -> Option<()> {
+    let header = &packet.header;
+    if header.fragment != Fragment::Whole {
+        return None; // how much the checksum covers is not known
+    }
+    frame.put(header.payload, new)?;
+    let at = header.payload + SCTP_CHECKSUM;
+    let checksum: [u8; 4] = frame.get(at)?;
+    if checksum == [0; 4] {
+        return Some(()); // left to the device that sends it (CHECKSUM_PARTIAL)
+    }
+    let xor = |a: &[u8; 4], b: &[u8; 4]| [a[0] ^ b[0], a[1] ^ b[1], a[2] ^ b[2], a[3] ^ b[3]];
+    let len = (header.len + header.offset).checked_sub(header.payload)?;
+    let change = frame.crc32c_change(xor(old, new), len as u32);
+    frame.put(at, &xor(&checksum, &change))
+}
+
 /// RFC 768.
 const UDP_CHECKSUM: usize = 6;
 /// RFC 9293 section 3.1.
 const TCP_CHECKSUM: usize = 16;
+/// RFC 9260 section 3.1.
+const SCTP_CHECKSUM: usize = 8;
 
 /// Source and destination port as they stand at the head of every transport header.
 #[inline(always)]

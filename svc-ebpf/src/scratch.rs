@@ -3,16 +3,20 @@
 //! A BPF program has 512 bytes of stack; the keys and values of an IPv6 flow take most of it. In the kernel this is a
 //! value of a per-CPU array.
 
-use svc_common::{Flow, FlowKey, Frontend, SlotRange};
+use svc_common::{Flow, FlowKey, FragmentKey, Frontend, Interface, SlotRange};
 
-use crate::{flow::Entry, packet::Transport};
+use crate::{flow::Entry, ip::Header, packet::Packet};
 
 /// What deciding on one packet needs at the same time.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Scratch<A> {
     /// The packet.
-    pub packet: Transport<A>,
+    pub packet: Packet<A>,
+    /// Header of the packet that an ICMP error is about.
+    pub head: Header<A>,
+    /// Key of the datagram that a fragment is of.
+    pub fragment: FragmentKey<A>,
     /// Key of the packet's forward entry.
     pub key: FlowKey<A>,
     /// Its flow: found, or being opened.
@@ -23,6 +27,8 @@ pub struct Scratch<A> {
     pub frontend: Frontend,
     /// The slots that policy grants its client; not empty.
     pub range: SlotRange,
+    /// The interface the packet came in by; read when it is needed.
+    pub interface: Interface,
     /// The client is a pod of this node.
     pub inside: bool,
 }

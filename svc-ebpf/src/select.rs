@@ -22,10 +22,10 @@ pub fn by_hash<A: Address, T: Decisions<A>>(tables: &mut T, range: SlotRange, ha
 pub fn by_affinity<A: Address, T: Decisions<A>>(
     tables: &mut T,
     frontend: &Frontend,
-    client: A,
+    client: &A,
     now: u32,
 ) -> Option<u32> {
-    let key = AffinityKey { client, service: frontend.service };
+    let key = AffinityKey { client: client.copy(), service: frontend.service };
     let bound = tables.affinity(&key)?;
     // The clock's unit is 2^30 ns, 7.4% longer than a second: 15/16 of the seconds, in units, is the time-out plus 0.7%.
     let limit = frontend.affinity_seconds - frontend.affinity_seconds / 16;
@@ -42,12 +42,12 @@ pub fn by_affinity<A: Address, T: Decisions<A>>(
 pub fn remember_affinity<A: Address, T: Decisions<A>>(
     tables: &mut T,
     frontend: &Frontend,
-    client: A,
+    client: &A,
     backend: u32,
     generation: u32,
     now: u32,
 ) {
-    let key = AffinityKey { client, service: frontend.service };
+    let key = AffinityKey { client: client.copy(), service: frontend.service };
     let bound = Affinity { backend, generation, last_seen: now };
     tables.set_affinity(&key, bound);
 }

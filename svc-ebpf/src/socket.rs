@@ -3,11 +3,12 @@
 //! After connect, packets of the socket carry the backend's address and cost nothing more.
 
 use svc_common::{
-    Address, BackendState, Frontend, FrontendKey, SocketBackend, SocketKey, SocketPeer, frontend::FLAG_HOST_ONLY,
-    frontend::FLAG_INSIDE_DROP,
+    Address, BackendState, Frontend, FrontendKey, Reason, SocketBackend, SocketKey, SocketPeer,
+    frontend::FLAG_HOST_ONLY, frontend::FLAG_INSIDE_DROP, vip::VIP_INSIDE,
 };
 
 use crate::{
+    nowhere::reason,
     select::{by_affinity, by_hash, remember_affinity},
     tables::Sockets,
 };
@@ -67,7 +68,10 @@ impl<A: Copy> Request<A> {
 /// connect(2): one choice for the life of the socket.
 #[inline(always)]
 pub fn connect<A: Address, T: Sockets<A>>(tables: &mut T, request: &Request<A>) -> Answer<A> {
-    let Some(frontend) = frontend(tables, request) else { return Answer::Unchanged };
+    let Some(frontend) = frontend(tables, request) else { return no_frontend(tables, request) };
+    if is_for_packets(request, &frontend) {
+        return Answer::Unchanged;
+    }
     if frontend.inside.len == 0 {
         return nobody(&frontend);
     }
@@ -80,7 +84,10 @@ pub fn connect<A: Address, T: Sockets<A>>(tables: &mut T, request: &Request<A>) 
 /// sendmsg(2) or sendto(2) with an address: the socket's last choice for this destination, while it serves.
 #[inline(always)]
 pub fn send<A: Address, T: Sockets<A>>(tables: &mut T, request: &Request<A>) -> Answer<A> {
-    let Some(frontend) = frontend(tables, request) else { return Answer::Unchanged };
+    let Some(frontend) = frontend(tables, request) else { return no_frontend(tables, request) };
+    if is_for_packets(request, &frontend) {
+        return Answer::Unchanged;
+    }
     let last = last_choice(tables, request, &frontend);
     if last != NO_BACKEND {
         return redirect(tables, request, last, false);
@@ -122,11 +129,28 @@ pub fn peer<A: Address, T: Sockets<A>>(tables: &mut T, request: &Request<A>) -> 
 
 #[inline(always)]
 fn frontend<A: Address, T: Sockets<A>>(tables: &mut T, request: &Request<A>) -> Option<Frontend> {
-    let frontend = tables.frontend(&FrontendKey::new(request.address, request.port, request.protocol))?;
-    // A pod's own address, by which affinity goes, is not known here; the packet path knows it. And a pod's loopback
-    // address is its own.
-    let for_packets = frontend.affinity_seconds != 0 || frontend.flags & FLAG_HOST_ONLY != 0;
-    (request.is_host || !for_packets).then_some(frontend)
+    tables.frontend(&FrontendKey::new(request.address, request.port, request.protocol))
+}
+
+/// A pod's own address, by which affinity goes, is not known here; the packet path knows it. And a pod's loopback address is
+/// its own.
+#[inline(always)]
+fn is_for_packets<A>(request: &Request<A>, frontend: &Frontend) -> bool {
+    !request.is_host && (frontend.affinity_seconds != 0 || frontend.flags & FLAG_HOST_ONLY != 0)
+}
+
+/// What the packet path would do with an address that is no frontend with this port. Port 0 is none: who connects to it
+/// wants to learn what its own address would be (RFC 6724 section 2, as resolvers do it).
+#[inline(always)]
+fn no_frontend<A: Address, T: Sockets<A>>(tables: &mut T, request: &Request<A>) -> Answer<A> {
+    if request.port == 0 {
+        return Answer::Unchanged;
+    }
+    match reason(tables, &request.address, VIP_INSIDE) {
+        None => Answer::Unchanged,
+        Some(Reason::UnownedAddress) => Answer::Unreachable,
+        Some(_) => Answer::Refused,
+    }
 }
 
 /// The backend of a new choice; `inside` is not empty.
@@ -139,12 +163,12 @@ fn choose<A: Address, T: Sockets<A>>(tables: &mut T, frontend: &Frontend) -> Opt
     // All processes of this host are one client: that of the unspecified address.
     let client = A::zeroed();
     let now = tables.now();
-    let id = match by_affinity(tables, frontend, client, now) {
+    let id = match by_affinity(tables, frontend, &client, now) {
         Some(id) => id,
         None => by_hash(tables, frontend.inside, random)?,
     };
     let generation = tables.backend(id)?.generation;
-    remember_affinity(tables, frontend, client, id, generation, now);
+    remember_affinity(tables, frontend, &client, id, generation, now);
     Some(id)
 }
 

@@ -5,9 +5,9 @@ use svc_common::{
     SocketBackend, SocketKey, SocketPeer,
 };
 
+use crate::{decide::Decision, open::Attempt, scratch::Scratch};
 #[cfg(doc)]
-use crate::open::attempt;
-use crate::{open::Attempt, scratch::Scratch};
+use crate::{decide::decide, open::attempt};
 
 /// What became of an entry that was to be made only if absent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +32,10 @@ pub trait Decisions<A> {
     fn affinity(&mut self, key: &AffinityKey<A>) -> Option<Affinity>;
     /// Writes AFFINITY.
     fn set_affinity(&mut self, key: &AffinityKey<A>, affinity: Affinity);
+    /// VIPS: which clients may expect an answer from the address as a whole, `VIP_*`; 0 for an address that is no VIP.
+    fn vip(&mut self, address: &A) -> u32;
+    /// SERVICE_CIDRS: true if the address is one that Services are given.
+    fn in_service_cidr(&mut self, address: &A) -> bool;
     /// The monotonic clock in units of 2^30 ns (1.07 s).
     fn now(&mut self) -> u32;
 }
@@ -50,6 +54,12 @@ pub trait Tables<A>: Decisions<A> {
     fn replace_flow(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> bool;
     /// FLOWS: removes an entry.
     fn remove_flow(&mut self, key: &FlowKey<A>);
+    /// SOURCE_RANGES: true if a client is within the ranges of a service.
+    fn source_allowed(&mut self, service: u32, client: &A) -> bool;
+    /// TARGETS: false if the address and port (*host order*) are no endpoint's.
+    fn is_target(&mut self, address: &A, port: u16, protocol: u8) -> bool;
+    /// True if one more packet may be refused now; takes it from what is allowed.
+    fn may_refuse(&mut self) -> bool;
     /// FRAGMENTS.
     fn fragment(&mut self, key: &FragmentKey<A>) -> Option<Ports>;
     /// Writes FRAGMENTS.
@@ -61,6 +71,8 @@ pub trait Tables<A>: Decisions<A> {
     /// Calls [`attempt()`] with these tables. The kernel makes it a function that the verifier walks once by itself,
     /// instead of once for every way that leads there.
     fn attempt(&mut self, scratch: &mut Scratch<A>, number: u32) -> Attempt;
+    /// Calls [`decide()`] with these tables; a function of its own for the same reason.
+    fn decide(&mut self, scratch: &mut Scratch<A>) -> Decision;
     /// STATS_*: one packet of a flow.
     fn count(&mut self, flow: &Flow<A>, bytes: u32, is_new: bool);
 }

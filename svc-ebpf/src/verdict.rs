@@ -9,4 +9,8 @@ pub enum Verdict {
     Pass,
     /// The packet ends here.
     Drop(Reason),
+    /// The packet ends here, and the frame now is the error that tells its sender: it goes back the way it came.
+    Refuse(Reason),
+    /// The frame now is the answer: it goes back the way it came.
+    Answer,
 }

@@ -233,7 +233,7 @@ fn nothing_is_left_behind() -> Result<()> {
     let id = lab.id().to_owned();
     let pod = lab.pod(2, "web")?;
     lab.serve(&pod, 8080)?;
-    std::fs::create_dir(lab.node(1).bpffs.join("layout-1"))?;
+    std::fs::create_dir(lab.node(1).bpffs.join("layout-2"))?;
     let mut daemon = lab.node(1).command("sh")?;
     daemon.args(["-c", "sleep 1000 &"]).status()?;
     assert!(traces(&id).len() >= 8, "{:?}", traces(&id));

@@ -6,7 +6,7 @@ mod support;
 use std::{net::IpAddr, process::Command, time::Duration};
 
 use anyhow::{Result, ensure};
-use svc_lab::{Cni, FailureKind, Lab, Mtu, Place, Pod, Protocol, Request, Spec, Steady, until};
+use svc_lab::{Cni, Lab, Mtu, Place, Pod, Protocol, Request, Spec, Steady, until};
 
 use support::{Cell, Cluster, LOCAL, PORT, PROTOCOLS, Seen, TARGET, WEB, service, service_addresses};
 
@@ -332,37 +332,6 @@ fn datagrams_in_fragments_reach_pods_of_an_overlay_and_their_answers_come_back()
 }
 
 #[test]
-fn a_service_without_endpoints_refuses_sockets_and_counts_the_packets_it_drops() -> Result<()> {
-    let mut cluster = Cluster::build(spec(Cni::Routed, 1))?;
-    cluster.publish("empty", &service("empty", 10, WEB), &[])?;
-    cluster.start(&[])?;
-    let Cluster { lab, client, .. } = &cluster;
-    let (cluster_ips, _) = service_addresses(10);
-    for &address in &cluster_ips {
-        for request in [Request::tcp((address, PORT)), Request::udp((address, PORT)).connected()] {
-            let failure = lab.node(1).ask(&request).expect_err("there is no endpoint");
-            ensure!(failure.kind == FailureKind::Refused, "{request:?}: {failure}");
-        }
-    }
-    for (family, &vip) in cluster_ips.iter().enumerate() {
-        let node = lab.node(1).addresses.both()[family];
-        let outside: &Place = lab.outside();
-        for (who, protocol, address, port) in [
-            (&**client, Protocol::Udp, vip, PORT),
-            (outside, Protocol::Tcp, node, WEB),
-            (outside, Protocol::Udp, node, WEB),
-        ] {
-            let before = cluster.drops(1, "no_endpoint")?;
-            let title = format!("{} → {address}:{port} {}", who.name(), protocol.as_str());
-            let failure = who.ask(&Request::new(protocol, (address, port)).timeout_ms(300)).expect_err("no endpoint");
-            ensure!(failure.kind == FailureKind::Timeout, "{title}: {failure}");
-            ensure!(cluster.drops(1, "no_endpoint")? > before, "{title}: not counted");
-        }
-    }
-    Ok(())
-}
-
-#[test]
 fn bpftool_prints_the_fields_of_the_frontends_by_name() -> Result<()> {
     let mut cluster = Cluster::build(Spec::default())?;
     cluster.publish("web", &service("web", 10, WEB), &[&cluster.near])?;
@@ -380,5 +349,5 @@ fn bpftool_prints_the_fields_of_the_frontends_by_name() -> Result<()> {
 }
 
 fn pins(lab: &Lab) -> std::path::PathBuf {
-    lab.node(1).bpffs.join("layout-1/maps")
+    lab.node(1).bpffs.join("layout-2/maps")
 }

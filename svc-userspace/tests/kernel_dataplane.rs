@@ -102,7 +102,7 @@ fn tcx_programs(interface: &str) -> Vec<u32> {
 
 /// Ids of the pinned links of an interface.
 fn link_ids(place: &Place, interface: &InterfaceSpec) -> Vec<u32> {
-    let links = place.bpffs.join("layout-1/links");
+    let links = place.bpffs.join("layout-2/links");
     let of = |direction| PinnedLink::from_pin(links.join(format!("{}-{direction}", interface.index))).expect("a link");
     ["ingress", "egress"].map(of).into_iter().map(|link| FdLink::from(link).info().expect("info").id()).collect()
 }
@@ -214,7 +214,7 @@ fn links_of_an_interface_that_is_gone_are_unpinned_by_the_next_start() {
         dataplane.set_interface(&interface).expect("attach");
         drop(dataplane);
         run("ip", &["link", "del", "pod0"]);
-        let links = place.bpffs.join("layout-1/links");
+        let links = place.bpffs.join("layout-2/links");
         let count = |suffix: &str| {
             let names = fs::read_dir(&links).expect("links").flatten().map(|entry| entry.file_name());
             names.filter(|name| name.to_string_lossy().ends_with(suffix)).count()
@@ -236,7 +236,7 @@ fn clsact_replaces_its_filter_and_tcx_takes_over_from_it() {
         let interface = veth("pod0");
         run("tc", &["qdisc", "add", "dev", "pod0", "clsact"]);
         drop(start(&place.options()));
-        let program = place.bpffs.join("layout-1/programs/svc_egress_l3").display().to_string();
+        let program = place.bpffs.join("layout-2/programs/svc_egress_l3").display().to_string();
         let foreign = ["filter", "add", "dev", "pod0", "ingress", "prio", "7", "bpf", "da", "pinned", &program];
         run("tc", &foreign);
         let options = Options { attach: AttachMode::Clsact, ..place.options() };
@@ -278,14 +278,14 @@ fn foreign_pins_are_replaced_and_sizes_are_kept() {
         dataplane.apply(&operations()).expect("apply");
         drop(dataplane);
 
-        let maps = place.bpffs.join("layout-1/maps");
+        let maps = place.bpffs.join("layout-2/maps");
         let services = maps.join("SERVICES");
         fs::remove_file(&services).expect("unpin");
         let foreign = services.to_string_lossy().into_owned();
         let create = ["map", "create", &foreign, "type", "hash", "key", "4", "value", "8", "entries", "4", "name", "x"];
         run("bpftool", &create);
         fs::remove_file(maps.join("CONFIG")).expect("unpin");
-        fs::rename(place.bpffs.join("layout-1/programs/svc_egress"), maps.join("CONFIG")).expect("move a program");
+        fs::rename(place.bpffs.join("layout-2/programs/svc_egress"), maps.join("CONFIG")).expect("move a program");
 
         let mut larger = options.clone();
         larger.capacity.backends = 4096;
@@ -313,10 +313,12 @@ fn a_second_agent_and_a_cleanup_are_refused_while_an_agent_runs() {
 #[test]
 fn a_newer_layout_is_refused_and_left_alone() {
     in_place(|place| {
-        let newer = place.bpffs.join("layout-2");
+        let version = svc_common::LAYOUT_VERSION + 1;
+        let newer = place.bpffs.join(format!("layout-{version}"));
         fs::create_dir(&newer).expect("make it");
-        assert!(matches!(refused(&place.options()), KernelError::NewerLayout { found: 2, .. }));
-        assert!(matches!(cleanup(&place.bpffs), Err(KernelError::NewerLayout { found: 2, .. })));
+        let is_newer = |error| matches!(error, KernelError::NewerLayout { found, .. } if found == version);
+        assert!(is_newer(refused(&place.options())));
+        assert!(cleanup(&place.bpffs).is_err_and(is_newer));
         assert!(newer.exists());
     });
 }

@@ -7,7 +7,7 @@ use std::hash::Hash;
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, Map, MapData},
+    maps::{Array, HashMap, LpmTrie, Map, MapData, lpm_trie::Key},
     programs::{SchedClassifier, TestRun, TestRunOptions},
 };
 use etherparse::PacketBuilder;
@@ -16,12 +16,16 @@ use proptest::{
     test_runner::{Config as ProptestConfig, TestRunner},
 };
 use svc_common::{
-    Affinity, AffinityKey, Backend, BackendState, Config, Flow, FlowKey, FragmentKey, Frontend, FrontendKey, Hook,
-    Interface, Ports, Scope, SlotLine, SlotRange,
+    Affinity, AffinityKey, Backend, BackendState, Cidr, Config, Flow, FlowKey, FragmentKey, Frontend, FrontendKey,
+    Hook, Interface, Ports, Scope, SlotLine, SlotRange, SourcePrefix,
     backend::BACKEND_LOCAL,
     config::INTERFACE_BRIDGE_PORT,
-    frontend::{FLAG_CLUSTER_IP, FLAG_HOST_ONLY, FLAG_INSIDE_DROP, FLAG_NODE_PORT, FLAG_OUTSIDE_DROP},
+    frontend::{
+        FLAG_CLUSTER_IP, FLAG_HOST_ONLY, FLAG_INSIDE_DROP, FLAG_NODE_PORT, FLAG_OUTSIDE_DROP, FLAG_SOURCE_RANGES,
+    },
     protocol,
+    source_range::SERVICE_BITS,
+    target::target_bit,
 };
 use svc_ebpf::{
     Verdict,
@@ -34,11 +38,12 @@ const MARK: u32 = 0x1000;
 const INTERFACE: u32 = 1;
 const TCX_NEXT: u32 = u32::MAX;
 const TCX_DROP: u32 = 2;
+const TCX_REDIRECT: u32 = 7;
 /// Offset of `mark` in `struct __sk_buff`, and the size of the whole (include/uapi/linux/bpf.h).
 const SKB_MARK: usize = 8;
 const SKB_LEN: usize = 192;
 
-trait Plan: Ip + Hash {
+trait Plan: Ip + Hash + aya::Pod {
     const SUFFIX: &'static str;
     fn nth(n: u8) -> Self;
     fn packet(self, destination: Self, ports: (u16, u16), kind: Kind, payload: &[u8]) -> Vec<u8>;
@@ -136,6 +141,12 @@ struct Setting {
     bridge_port: bool,
     flags: u32,
     affinity: bool,
+    /// `VIP_*` of the VIPs.
+    vip: u32,
+    /// Clients within the source ranges, if there are any: those with an even last byte.
+    limited: bool,
+    /// Whether direct connections are kept apart.
+    targets: bool,
     /// Last byte of the address, state, local, generation.
     backends: Vec<(u8, usize, bool, u32)>,
     /// Some of them name no backend.
@@ -155,12 +166,16 @@ fn setting() -> impl Strategy<Value = Setting> {
     let slots = proptest::collection::vec(1u32..6, 16);
     let range = || (0u32..4, 0u32..12);
     let interface = (0usize..3, any::<bool>(), proptest::bool::weighted(0.2));
-    (interface, flags, backends, slots, range(), range()).prop_map(
-        |((scope, bridge_port, affinity), flags, backends, slots, inside, outside)| Setting {
+    let answers = (0u32..4, proptest::bool::weighted(0.3), any::<bool>());
+    (interface, answers, flags, backends, slots, range(), range()).prop_map(
+        |((scope, bridge_port, affinity), (vip, limited, targets), flags, backends, slots, inside, outside)| Setting {
             scope,
             bridge_port,
-            flags,
+            flags: if limited { flags | FLAG_SOURCE_RANGES } else { flags },
             affinity,
+            vip,
+            limited,
+            targets,
             backends,
             slots,
             inside,
@@ -195,7 +210,21 @@ fn host_tables<A: Plan>(setting: &Setting) -> HostTables<A> {
         inside: SlotRange { offset: setting.inside.0, len: setting.inside.1 },
         outside: SlotRange { offset: setting.outside.0, len: setting.outside.1 },
     };
+    for client in (0..8).step_by(2).filter(|_| setting.limited) {
+        tables.sources.insert(SourcePrefix { service: 3, address: A::nth(client) });
+    }
+    let mut mask = A::zeroed();
+    bytemuck::bytes_of_mut(&mut mask).fill(0xff);
+    tables.service_cidrs = vec![Cidr { network: A::nth(7), mask }];
+    for address in (0..4).filter(|_| setting.targets) {
+        for protocol in [protocol::TCP, protocol::UDP] {
+            tables.targets.insert(target_bit(&A::nth(address), 8080, protocol));
+        }
+    }
     for vip in [4, 5] {
+        if setting.vip != 0 {
+            tables.vips.insert(A::nth(vip), setting.vip);
+        }
         for protocol in [protocol::TCP, protocol::UDP] {
             tables.frontends.insert(FrontendKey::new(A::nth(vip), 80, protocol), frontend);
         }
@@ -266,6 +295,8 @@ where
     Flow<A>: aya::Pod,
     AffinityKey<A>: aya::Pod,
     FragmentKey<A>: aya::Pod,
+    SourcePrefix<A>: aya::Pod,
+    Cidr<A>: aya::Pod,
 {
     let name = |map: &str| format!("{map}_{}", A::SUFFIX);
     clear::<FlowKey<A>, Flow<A>>(ebpf, &name("FLOWS"));
@@ -278,6 +309,32 @@ where
     let mut backends: Array<_, Backend<A>> = map(ebpf, &name("BACKENDS"));
     for (id, backend) in &tables.backends {
         backends.set(*id, backend, 0).unwrap();
+    }
+    clear::<A, u32>(ebpf, &name("VIPS"));
+    let mut vips: HashMap<_, A, u32> = map(ebpf, &name("VIPS"));
+    for (address, flags) in &tables.vips {
+        vips.insert(address, flags, 0).unwrap();
+    }
+    let mut cidrs: Array<_, Cidr<A>> = map(ebpf, &name("SERVICE_CIDRS"));
+    for (index, cidr) in (0..).zip(&tables.service_cidrs) {
+        cidrs.set(index, *cidr, 0).unwrap();
+    }
+    let mut sources: LpmTrie<_, SourcePrefix<A>, u32> = map(ebpf, &name("SOURCE_RANGES"));
+    let host_bits = SERVICE_BITS + 8 * size_of::<A>() as u32;
+    for client in 0..8 {
+        let prefix = SourcePrefix { service: 3, address: A::nth(client) };
+        let key = Key::new(host_bits, prefix);
+        if tables.sources.contains(&prefix) {
+            sources.insert(&key, 1, 0).unwrap();
+        } else {
+            drop(sources.remove(&key));
+        }
+    }
+    let mut targets: Array<_, u64> = map(ebpf, "TARGETS");
+    for bit in (0..4).flat_map(|n| [protocol::TCP, protocol::UDP].map(|it| target_bit(&A::nth(n), 8080, it))) {
+        let word = targets.get(&(bit / 64), 0).unwrap() & !(1 << (bit % 64));
+        let set = u64::from(tables.targets.contains(&bit)) << (bit % 64);
+        targets.set(bit / 64, word | set, 0).unwrap();
     }
     let mut slots: Array<_, SlotLine> = map(ebpf, "SLOTS");
     let mut line = SlotLine::default();
@@ -312,6 +369,8 @@ where
     Flow<A>: aya::Pod,
     AffinityKey<A>: aya::Pod,
     FragmentKey<A>: aya::Pod,
+    SourcePrefix<A>: aya::Pod,
+    Cidr<A>: aya::Pod,
 {
     let ebpf = std::cell::RefCell::new(load());
     let counts = std::cell::Cell::new((0u32, 0u32, 0u32));
@@ -333,6 +392,7 @@ where
                 let expected = match tables.run(hook, &mut frame) {
                     Verdict::Pass => TCX_NEXT,
                     Verdict::Drop(_) => TCX_DROP,
+                    Verdict::Refuse(_) | Verdict::Answer => TCX_REDIRECT,
                 };
                 prop_assert_eq!(verdict, expected, "verdict of {:?}", step);
                 prop_assert_eq!(&after, &frame.bytes, "bytes of {:?}", step);

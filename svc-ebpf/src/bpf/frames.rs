@@ -6,12 +6,14 @@
 use core::mem::size_of;
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
-    helpers::{bpf_l4_csum_replace, bpf_skb_pull_data, bpf_skb_store_bytes},
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
+    helpers::{bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes},
 };
 use bytemuck::Pod;
+use network_types::eth::EthHdr;
 use svc_ebpf::{
     checksum::Change,
+    crc32c,
     frame::{Covered, Frame},
 };
 
@@ -58,6 +60,14 @@ impl SkbFrame {
             (start.read_volatile() as usize, end.read_volatile() as usize)
         }
     }
+}
+
+/// A global function: the verifier walks it once, by its signature, and not at each of its calls.
+#[unsafe(no_mangle)]
+#[inline(never)]
+#[expect(unreachable_pub, reason = "it is public to the linker, which would make it a static function otherwise")]
+pub extern "C" fn svc_crc32c(difference: u32, len: u32) -> u32 {
+    u32::from_ne_bytes(crc32c::change(difference.to_ne_bytes(), len))
 }
 
 impl Frame for SkbFrame {
@@ -121,6 +131,26 @@ impl Frame for SkbFrame {
     #[inline(always)]
     fn forget(&self, offset: usize) -> usize {
         super::maps::forget(offset)
+    }
+
+    #[inline(always)]
+    fn crc32c_change(&self, difference: [u8; 4], len: u32) -> [u8; 4] {
+        svc_crc32c(u32::from_ne_bytes(difference), len).to_ne_bytes()
+    }
+
+    #[inline(always)]
+    fn reshape(&mut self, end: usize, at: usize, room: usize) -> Option<()> {
+        // The helper opens room behind the link header the kernel knows of: not behind VLAN tags within the frame.
+        if end > self.size() as usize || (at != 0 && at != EthHdr::LEN) {
+            return None;
+        }
+        // SAFETY: helper calls with a valid context; pointers into the packet are never kept. Cutting comes first: it also
+        // makes a packet that stands for many (GSO) one.
+        let done = unsafe {
+            bpf_skb_change_tail(self.skb, end as u32, 0) == 0
+                && bpf_skb_adjust_room(self.skb, room as i32, BPF_ADJ_ROOM_MAC, 0) == 0
+        };
+        done.then_some(())
     }
 
     #[inline(always)]

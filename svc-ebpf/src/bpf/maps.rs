@@ -4,15 +4,21 @@
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST},
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
     helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
     macros::btf_map,
 };
 use svc_common::{
-    Affinity, AffinityKey, Backend, Config, Counters, Flow, FlowKey, FlowState, FragmentKey, Frontend, FrontendKey,
-    Interface, Ports, Reason, ServiceName, SlotLine, SocketBackend, SocketKey, SocketPeer, hash::SLOTS_PER_LINE,
+    Affinity, AffinityKey, Backend, Cidr, Config, Counters, Flow, FlowKey, FlowState, FragmentKey, Frontend,
+    FrontendKey, Hook, Interface, Ports, Reason, ServiceName, SlotLine, SocketBackend, SocketKey, SocketPeer,
+    SourcePrefix,
+    hash::SLOTS_PER_LINE,
+    source_range::SERVICE_BITS,
+    target::{TARGET_WORDS, target_bit},
+    vip::SERVICE_CIDRS,
 };
 use svc_ebpf::{
+    decide::{Decision, decide},
     open::{Attempt, attempt},
     scratch::Scratch,
     tables::{Decisions, Drops, Insert, Sockets, Tables},
@@ -44,6 +50,22 @@ static AFFINITY_V4: LruHashMap<AffinityKey<A4>, Affinity, 65536> = LruHashMap::n
 #[btf_map]
 static AFFINITY_V6: LruHashMap<AffinityKey<A6>, Affinity, 65536> = LruHashMap::new();
 #[btf_map]
+static VIPS_V4: HashMap<A4, u32, 65536, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+static VIPS_V6: HashMap<A6, u32, 65536, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+static SERVICE_CIDRS_V4: Array<Cidr<A4>, { SERVICE_CIDRS as usize }> = Array::new();
+#[btf_map]
+static SERVICE_CIDRS_V6: Array<Cidr<A6>, { SERVICE_CIDRS as usize }> = Array::new();
+#[btf_map]
+static SOURCE_RANGES_V4: LpmTrie<SourcePrefix<A4>, u32, 65536> = LpmTrie::new();
+#[btf_map]
+static SOURCE_RANGES_V6: LpmTrie<SourcePrefix<A6>, u32, 65536> = LpmTrie::new();
+#[btf_map]
+static TARGETS: Array<u64, { TARGET_WORDS as usize }, MMAPABLE> = Array::new();
+#[btf_map]
+static REFUSALS: PerCpuArray<Refusals, 1> = PerCpuArray::new();
+#[btf_map]
 static FRAGMENTS_V4: LruHashMap<FragmentKey<A4>, Ports, 8192> = LruHashMap::new();
 #[btf_map]
 static FRAGMENTS_V6: LruHashMap<FragmentKey<A6>, Ports, 8192> = LruHashMap::new();
@@ -69,10 +91,11 @@ static INTERFACES: HashMap<u32, Interface, 16384, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 static SERVICES: HashMap<u32, ServiceName, 32768, NO_PREALLOC> = HashMap::new();
 
+/// One element for each hook.
 #[btf_map]
-static SCRATCH_V4: PerCpuArray<Scratch<A4>, 1> = PerCpuArray::new();
+static SCRATCH_V4: PerCpuArray<Scratch<A4>, 2> = PerCpuArray::new();
 #[btf_map]
-static SCRATCH_V6: PerCpuArray<Scratch<A6>, 1> = PerCpuArray::new();
+static SCRATCH_V6: PerCpuArray<Scratch<A6>, 2> = PerCpuArray::new();
 
 #[btf_map]
 static FORGOTTEN: PerCpuArray<u64, 1> = PerCpuArray::new();
@@ -90,30 +113,45 @@ pub(super) fn forget(value: usize) -> usize {
     }
 }
 
-/// Working memory of the ingress program: one for each CPU.
+/// Working memory of the packet programs: one for each CPU and hook.
 ///
-/// SAFETY of the reference: ingress programs run with bottom halves disabled and do not nest, so until the program ends
-/// nobody else on this CPU uses the value.
+/// SAFETY of the reference: both hooks run with bottom halves disabled, and a program of one hook is never interrupted by
+/// another one of the same hook on its CPU, so until the program ends nobody else uses the value.
 pub(super) trait HasScratch: Sized + 'static {
-    /// The scratch memory of this CPU.
-    fn scratch() -> Option<&'static mut Scratch<Self>>;
+    /// The scratch memory of this CPU for a hook.
+    fn scratch(hook: Hook) -> Option<&'static mut Scratch<Self>>;
 }
 
 impl HasScratch for A4 {
     #[inline(always)]
-    fn scratch() -> Option<&'static mut Scratch<Self>> {
+    fn scratch(hook: Hook) -> Option<&'static mut Scratch<Self>> {
         // SAFETY: as the trait says.
-        SCRATCH_V4.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+        SCRATCH_V4.get_ptr_mut(hook as u32).map(|scratch| unsafe { &mut *scratch })
     }
 }
 
 impl HasScratch for A6 {
     #[inline(always)]
-    fn scratch() -> Option<&'static mut Scratch<Self>> {
+    fn scratch(hook: Hook) -> Option<&'static mut Scratch<Self>> {
         // SAFETY: as the trait says.
-        SCRATCH_V6.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+        SCRATCH_V6.get_ptr_mut(hook as u32).map(|scratch| unsafe { &mut *scratch })
     }
 }
+
+/// How many packets a CPU has refused within a span of time.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Refusals {
+    /// The span's number.
+    span: u32,
+    /// Packets refused in it.
+    count: u32,
+}
+
+/// Length of a span, as a power of two of nanoseconds: 134 ms.
+const SPAN_SHIFT: u32 = 27;
+/// Refusals in a span: about 1,000 a second, what Linux allows itself (`net.ipv4.icmp_msgs_per_sec`).
+const REFUSALS_A_SPAN: u32 = 128;
 
 /// The maps, for a packet that a hook of interface `interface` sees.
 pub(super) struct Maps {
@@ -126,10 +164,38 @@ pub(super) fn config() -> Config {
     CONFIG.get(0).copied().unwrap_or_default()
 }
 
+/// Copies a value of whole 32-bit words, word by word: see `Address::copy`.
+///
+/// # Safety
+///
+/// Both are valid, and aligned to 4 bytes.
+#[inline(always)]
+unsafe fn copy<T>(from: *const T, to: *mut T) {
+    let (from, to) = (from.cast::<u32>(), to.cast::<u32>());
+    for word in 0..core::mem::size_of::<T>() / 4 {
+        // SAFETY: within the value. Volatile, or LLVM would see through it.
+        unsafe { to.add(word).write(from.add(word).read_volatile()) };
+    }
+}
+
 #[inline(always)]
 fn coarse_now() -> u32 {
     // SAFETY: a helper without arguments.
     (unsafe { bpf_ktime_get_coarse_ns() } >> 30) as u32
+}
+
+#[inline(always)]
+fn may_refuse() -> bool {
+    let Some(refusals) = REFUSALS.get_ptr_mut(0) else { return false };
+    // SAFETY: a helper without arguments; a value of a per-CPU array belongs to this CPU while the program runs.
+    unsafe {
+        let span = (bpf_ktime_get_coarse_ns() >> SPAN_SHIFT) as u32;
+        if (*refusals).span != span {
+            *refusals = Refusals { span, count: 0 };
+        }
+        (*refusals).count += 1;
+        (*refusals).count <= REFUSALS_A_SPAN
+    }
 }
 
 #[inline(always)]
@@ -154,7 +220,7 @@ impl Drops for Maps {
 macro_rules! family {
     (
         $address:ty, $frontends:ident, $backends:ident, $flows:ident, $affinity:ident, $fragments:ident, $sockets:ident,
-        $peers:ident, $attempt:ident
+        $peers:ident, $vips:ident, $cidrs:ident, $sources:ident, $attempt:ident, $decide:ident
     ) => {
         impl Decisions<$address> for Maps {
             #[inline(always)]
@@ -187,6 +253,21 @@ macro_rules! family {
             }
 
             #[inline(always)]
+            fn vip(&mut self, address: &$address) -> u32 {
+                // SAFETY: copied at once.
+                unsafe { $vips.get(address) }.copied().unwrap_or(0)
+            }
+
+            #[inline(always)]
+            fn in_service_cidr(&mut self, address: &$address) -> bool {
+                let mut found = false;
+                for index in 0..SERVICE_CIDRS {
+                    found |= $cidrs.get(index).is_some_and(|cidr| cidr.contains(address));
+                }
+                found
+            }
+
+            #[inline(always)]
             fn now(&mut self) -> u32 {
                 coarse_now()
             }
@@ -206,7 +287,40 @@ macro_rules! family {
             attempt(&mut Maps { interface: 0 }, scratch, number) as i32
         }
 
+        /// As above; returns a [`Decision`] as a number.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        #[expect(unreachable_pub, reason = "as above")]
+        pub extern "C" fn $decide(scratch: *mut Scratch<$address>, interface: u32) -> u32 {
+            // SAFETY: as above.
+            let Some(scratch) = (unsafe { scratch.as_mut() }) else { return Decision::Pass.to_u32() };
+            decide(&mut Maps { interface }, scratch).to_u32()
+        }
+
         impl Tables<$address> for Maps {
+            #[inline(always)]
+            fn decide(&mut self, scratch: &mut Scratch<$address>) -> Decision {
+                Decision::from_u32($decide(scratch, self.interface))
+            }
+
+            #[inline(always)]
+            fn source_allowed(&mut self, service: u32, client: &$address) -> bool {
+                let prefix = SourcePrefix { service, address: *client };
+                let bits = SERVICE_BITS + 8 * core::mem::size_of::<$address>() as u32;
+                $sources.get(&Key::new(bits, prefix)).is_some()
+            }
+
+            #[inline(always)]
+            fn is_target(&mut self, address: &$address, port: u16, protocol: u8) -> bool {
+                let bit = target_bit(address, port, protocol);
+                TARGETS.get(bit / 64).is_some_and(|word| word >> (bit % 64) & 1 == 1)
+            }
+
+            #[inline(always)]
+            fn may_refuse(&mut self) -> bool {
+                may_refuse()
+            }
+
             #[inline(always)]
             fn attempt(&mut self, scratch: &mut Scratch<$address>, number: u32) -> Attempt {
                 match $attempt(scratch, number) {
@@ -232,7 +346,7 @@ macro_rules! family {
                     if closes {
                         (*entry).state = FlowState::Closing as u8;
                     }
-                    *into = *entry;
+                    copy(entry, into);
                     Some(first_in_tick)
                 }
             }
@@ -333,5 +447,33 @@ macro_rules! family {
     };
 }
 
-family!(A4, FRONTENDS_V4, BACKENDS_V4, FLOWS_V4, AFFINITY_V4, FRAGMENTS_V4, SOCKETS_V4, PEERS_V4, svc_attempt_v4);
-family!(A6, FRONTENDS_V6, BACKENDS_V6, FLOWS_V6, AFFINITY_V6, FRAGMENTS_V6, SOCKETS_V6, PEERS_V6, svc_attempt_v6);
+family!(
+    A4,
+    FRONTENDS_V4,
+    BACKENDS_V4,
+    FLOWS_V4,
+    AFFINITY_V4,
+    FRAGMENTS_V4,
+    SOCKETS_V4,
+    PEERS_V4,
+    VIPS_V4,
+    SERVICE_CIDRS_V4,
+    SOURCE_RANGES_V4,
+    svc_attempt_v4,
+    svc_decide_v4
+);
+family!(
+    A6,
+    FRONTENDS_V6,
+    BACKENDS_V6,
+    FLOWS_V6,
+    AFFINITY_V6,
+    FRAGMENTS_V6,
+    SOCKETS_V6,
+    PEERS_V6,
+    VIPS_V6,
+    SERVICE_CIDRS_V6,
+    SOURCE_RANGES_V6,
+    svc_attempt_v6,
+    svc_decide_v6
+);

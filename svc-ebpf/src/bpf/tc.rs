@@ -1,6 +1,7 @@
 //! The tc programs, for devices with an Ethernet header and (`_l3`) without.
 
-use aya_ebpf::{macros::classifier, programs::TcContext};
+use aya_ebpf::{bindings::BPF_F_INGRESS, helpers::bpf_redirect, macros::classifier, programs::TcContext};
+use svc_common::Hook;
 use svc_ebpf::{
     Verdict,
     egress::egress,
@@ -62,43 +63,50 @@ fn svc_egress_l3(context: TcContext) -> i32 {
 fn incoming(mut frame: SkbFrame, network: Network) -> i32 {
     let mut maps = Maps { interface: frame.interface() };
     let verdict = if network.version == 4 {
-        ingress_with_scratch::<[u8; 4]>(&mut frame, &mut maps, network.offset)
+        run::<[u8; 4]>(&mut frame, &mut maps, Hook::Ingress, network.offset)
     } else {
-        ingress_with_scratch::<[u8; 16]>(&mut frame, &mut maps, network.offset)
+        run::<[u8; 16]>(&mut frame, &mut maps, Hook::Ingress, network.offset)
     };
-    finish(&frame, maps, verdict)
-}
-
-#[inline(always)]
-fn ingress_with_scratch<A: Ip + HasScratch>(frame: &mut SkbFrame, maps: &mut Maps, offset: usize) -> Verdict
-where
-    Maps: Tables<A>,
-{
-    match A::scratch() {
-        Some(scratch) => ingress(frame, maps, scratch, offset),
-        // The only entry of an array map is always there; the verifier asks all the same.
-        None => Verdict::Pass,
-    }
+    finish(&frame, maps, verdict, 0)
 }
 
 #[inline(always)]
 fn outgoing(mut frame: SkbFrame, network: Network) -> i32 {
     let mut maps = Maps { interface: frame.interface() };
     let verdict = if network.version == 4 {
-        egress::<[u8; 4], _, _>(&mut frame, &mut maps, network.offset)
+        run::<[u8; 4]>(&mut frame, &mut maps, Hook::Egress, network.offset)
     } else {
-        egress::<[u8; 16], _, _>(&mut frame, &mut maps, network.offset)
+        run::<[u8; 16]>(&mut frame, &mut maps, Hook::Egress, network.offset)
     };
-    finish(&frame, maps, verdict)
+    finish(&frame, maps, verdict, u64::from(BPF_F_INGRESS))
 }
 
 #[inline(always)]
-fn finish(frame: &SkbFrame, mut maps: Maps, verdict: Verdict) -> i32 {
+fn run<A: Ip + HasScratch>(frame: &mut SkbFrame, maps: &mut Maps, hook: Hook, offset: usize) -> Verdict
+where
+    Maps: Tables<A>,
+{
+    // The entries of an array map are always there; the verifier asks all the same.
+    let Some(scratch) = A::scratch(hook) else { return Verdict::Pass };
+    match hook {
+        Hook::Ingress => ingress(frame, maps, scratch, offset),
+        Hook::Egress => egress(frame, maps, scratch, offset),
+    }
+}
+
+/// `back` is where a packet goes that returns the way it came, as flags of `bpf_redirect`: out of the interface it came in
+/// by, or in by the one it was to leave by.
+#[inline(always)]
+fn finish(frame: &SkbFrame, mut maps: Maps, verdict: Verdict, back: u64) -> i32 {
     match verdict {
-        Verdict::Pass => NEXT,
+        Verdict::Pass => return NEXT,
         Verdict::Drop(reason) => {
             maps.count_drop(reason, frame.size());
-            DROP
+            return DROP;
         }
+        Verdict::Refuse(reason) => maps.count_drop(reason, frame.size()),
+        Verdict::Answer => {}
     }
+    // SAFETY: a helper that takes numbers.
+    unsafe { bpf_redirect(maps.interface, back) as i32 }
 }

@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
     fmt,
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -130,6 +131,12 @@ impl<M: Maps> Engine<M> {
     /// Takes note of what is known of the node.
     pub fn set_node(&mut self, context: NodeContext) {
         self.world.set_node(context);
+    }
+
+    /// Takes note of the node's own addresses.
+    pub fn set_own_addresses(&mut self, addresses: HashSet<IpAddr>, now_ms: u64) {
+        let ops = self.tables.set_own_addresses(addresses);
+        self.apply(&ObjectName::new("", "(the node's own addresses)"), ops, now_ms);
     }
 
     /// Takes note that interfaces and addresses have been listed.

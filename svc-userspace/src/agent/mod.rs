@@ -16,6 +16,7 @@ use std::{
 };
 
 use anyhow::Context;
+use ipnet::IpNet;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -72,6 +73,8 @@ pub struct Options {
     pub config_flags: u32,
     /// Honour `spec.externalIPs`.
     pub external_ips: bool,
+    /// Prefixes of cluster IPs, if known.
+    pub service_cidrs: Vec<IpNet>,
     /// Root of the pins.
     pub bpffs: PathBuf,
     /// Where the socket hooks are attached; `None`: nowhere.
@@ -99,6 +102,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         capacity: options.capacity,
         flows: options.flows,
         config_flags: options.config_flags,
+        service_cidrs: options.service_cidrs.clone(),
         attach: AttachMode::Auto,
     };
     let (dataplane, observed) =
@@ -313,7 +317,11 @@ impl Agent {
         if known != context.node_port_addresses {
             tracing::info!(addresses = ?context.node_port_addresses, "node ports are served on these addresses");
         }
+        let listed = node.into_iter().flat_map(|node| &node.addresses).copied();
+        let own = self.addresses.iter().map(|local| local.address).chain(listed).collect();
+        let now_ms = self.now_ms();
         self.engine.set_node(context);
+        self.engine.set_own_addresses(own, now_ms);
     }
 }
 

@@ -8,11 +8,16 @@ use std::{
 
 use anyhow::Context;
 use clap::{ArgGroup, ValueEnum, builder::BoolishValueParser};
-use svc_common::config::{CONFIG_SOCKET_HOST, CONFIG_SOCKET_PODS_TCP, CONFIG_SOCKET_PODS_UDP};
+use ipnet::IpNet;
+use svc_common::{
+    config::{CONFIG_SOCKET_HOST, CONFIG_SOCKET_PODS_TCP, CONFIG_SOCKET_PODS_UDP},
+    vip::SERVICE_CIDRS,
+};
 
 use super::preflight;
 use crate::{
     agent::{self, node::NodePortAddresses},
+    model::Family,
     tables::Capacity,
 };
 
@@ -53,6 +58,10 @@ pub struct AgentArgs {
     /// Serve `spec.externalIPs`; whoever may write Services may then claim any address
     #[arg(long, env = "SVC_EXTERNAL_IPS", value_parser = BoolishValueParser::new())]
     pub external_ips: bool,
+    /// Prefix that Services are given their cluster IPs of, at most 4 of each family; repeat for more. Packets to addresses
+    /// of it that no Service owns are dropped rather than sent out
+    #[arg(long = "service-cidr", env = "SVC_SERVICE_CIDR", value_name = "CIDR", value_delimiter = ',')]
+    pub service_cidrs: Vec<IpNet>,
     /// cgroup v2 directory whose processes are translated [default: the cgroup2 mount of /proc/self/mounts]
     #[arg(long, env = "SVC_CGROUP", value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
@@ -77,6 +86,9 @@ pub struct AgentArgs {
     /// Entries of all consistent-hash tables; a Service takes about 100 for each backend, 4 bytes each
     #[arg(long, env = "SVC_SLOTS", value_name = "N", default_value_t = 4_194_304, value_parser = at_least(4096))]
     pub slots: u32,
+    /// Entries of all `loadBalancerSourceRanges`, one for each range and Service port, per family
+    #[arg(long, env = "SVC_SOURCE_RANGES", value_name = "N", default_value_t = 65_536, value_parser = at_least(16))]
+    pub source_ranges: u32,
     /// Format of the log on standard error; its level is RUST_LOG
     #[arg(long, env = "SVC_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value_t)]
     pub log_format: LogFormat,
@@ -159,6 +171,7 @@ pub fn run(bpffs: PathBuf, args: AgentArgs) -> anyhow::Result<()> {
         (Some(dir), _) => agent::Source::Manifests(dir.clone()),
         (None, kubeconfig) => agent::Source::Kubernetes(kubeconfig.clone()),
     };
+    check_service_cidrs(&args.service_cidrs).context("cannot start the agent")?;
     let cgroup = match args.socket_lb {
         SocketLb::Off => None,
         _ => Some(preflight::cgroup(args.cgroup.as_deref()).context("cannot start the agent")?),
@@ -173,6 +186,7 @@ pub fn run(bpffs: PathBuf, args: AgentArgs) -> anyhow::Result<()> {
         loopback_node_ports: args.socket_lb != SocketLb::Off,
         config_flags: args.socket_lb.flags(),
         external_ips: args.external_ips,
+        service_cidrs: args.service_cidrs,
         bpffs,
         cgroup,
         metrics_address: args.metrics_address,
@@ -184,6 +198,7 @@ pub fn run(bpffs: PathBuf, args: AgentArgs) -> anyhow::Result<()> {
             frontends_v4: args.frontends,
             frontends_v6: args.frontends,
             slots: args.slots,
+            source_ranges: args.source_ranges,
         },
     };
     // Two threads beside this one: health, metrics, netlink and the API client never wait for the maps to be written.
@@ -196,6 +211,21 @@ pub fn run(bpffs: PathBuf, args: AgentArgs) -> anyhow::Result<()> {
     // A file system or DNS call that hangs must not keep the process.
     runtime.shutdown_background();
     result
+}
+
+/// The kernel's programs have room for few prefixes, and take those of length 0 for unused.
+fn check_service_cidrs(prefixes: &[IpNet]) -> anyhow::Result<()> {
+    for family in [Family::V4, Family::V6] {
+        let of_family = prefixes.iter().filter(|prefix| Family::of(prefix.addr()) == family);
+        anyhow::ensure!(
+            of_family.count() <= SERVICE_CIDRS as usize,
+            "--service-cidr: {SERVICE_CIDRS} prefixes of a family at most: join neighbouring ones"
+        );
+    }
+    if let Some(all) = prefixes.iter().find(|prefix| prefix.prefix_len() < 8) {
+        anyhow::bail!("--service-cidr: {all} would cut this node off: give the prefix of cluster IPs alone");
+    }
+    Ok(())
 }
 
 fn start_log(format: LogFormat) {

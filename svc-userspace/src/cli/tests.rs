@@ -147,6 +147,7 @@ fn flows_say_which_side_is_rewritten() {
             idle_seconds: 4,
             state: "open",
             masquerade: false,
+            direct: false,
         },
     };
     let rows = [flow("ingress", "10.1.0.10:8080", 1), flow("egress", "10.96.0.10:80", 77)];
@@ -174,7 +175,7 @@ fn status_is_facts_first_then_tables() {
     assert_eq!(
         status::text(&status_of(&snapshot()), false),
         "\
-Dataplane:  /sys/fs/bpf/svc (layout 1)
+Dataplane:  /sys/fs/bpf/svc (layout 2)
 Synced:     yes
 Agent:      unreachable at 127.0.0.1:10256: connection refused
 Socket LB:  host
@@ -190,7 +191,7 @@ MAP        ENTRIES   CAPACITY   USED   MEMORY
 FLOWS_V4   655       65536      1%     7.0Mi
 
 DROPS         PACKETS   BYTES   BECAUSE
-no_endpoint   7         420B    the Service has no endpoint
+no_endpoint   7         420B    the Service has no endpoint; the sender was told
 "
     );
 }

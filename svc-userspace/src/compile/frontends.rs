@@ -7,6 +7,8 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
+use ipnet::IpNet;
+
 use super::{FrontendEntry, FrontendKind, NodeContext, Set};
 use crate::model::{Family, Protocol, Service, ServicePort};
 
@@ -29,12 +31,25 @@ pub(super) fn of_port(service: &Service, port: &ServicePort, family: Family, nod
             add(&node.loopback_addresses, node_port, FrontendKind::NodePortLoopback);
         }
     }
-    // The programs cannot tell clients inside the ranges from others: nobody is served, rather than everybody.
-    if service.source_ranges.is_empty() {
-        add(&service.load_balancer_ips, port.port, FrontendKind::LoadBalancer);
-    }
+    add(&service.load_balancer_ips, port.port, FrontendKind::LoadBalancer);
     add(&service.external_ips, port.port, FrontendKind::ExternalIp);
     found.into_values().collect()
+}
+
+/// The clients that `loadBalancerSourceRanges` admits in a family, sorted; `None`: everybody.
+///
+/// Everybody is admitted without ranges, by a /0 of the family, and by a /0 of the other family where this one has no
+/// range: `0.0.0.0/0` alone means the world. Other ranges of one family admit nobody of the other.
+pub(super) fn source_ranges(service: &Service, family: Family) -> Option<Vec<IpNet>> {
+    let of_family = |range: &&IpNet| Family::of(range.addr()) == family;
+    let mut ranges: Vec<IpNet> = service.source_ranges.iter().filter(of_family).map(IpNet::trunc).collect();
+    let judged = if ranges.is_empty() { &service.source_ranges } else { &ranges };
+    if judged.is_empty() || judged.iter().any(|range| range.prefix_len() == 0) {
+        return None;
+    }
+    ranges.sort_unstable();
+    ranges.dedup();
+    Some(ranges)
 }
 
 /// The sets for traffic from inside and from outside. `internalTrafficPolicy` is about the cluster IP, whoever asks;

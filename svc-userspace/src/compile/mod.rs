@@ -7,6 +7,8 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
+
 use crate::model::{Family, ObjectName, Protocol, Service, Slice};
 
 mod endpoints;
@@ -49,6 +51,9 @@ pub struct PortTable {
     pub key: PortKey,
     /// `sessionAffinity` time-out; 0: none.
     pub affinity_seconds: u32,
+    /// Who may use its load balancer addresses from outside, sorted; `None`: everybody. Ranges of the other family are
+    /// not among them: a Service that names only those admits nobody in this family.
+    pub source_ranges: Option<Vec<IpNet>>,
     /// Backends that exist, sorted by address: all that serve or may still carry flows, chosen or not.
     pub backends: Vec<BackendEntry>,
     /// Indices into `backends` of policy Cluster, ascending.
@@ -150,6 +155,7 @@ pub fn compile(service: &Service, slices: &[&Slice], node: &NodeContext) -> Vec<
                     family,
                 },
                 affinity_seconds: service.affinity_seconds.unwrap_or(0),
+                source_ranges: frontends::source_ranges(service, family),
                 backends: selection.backends,
                 cluster: selection.cluster,
                 local: selection.local,

@@ -212,14 +212,21 @@ fn node_hints_go_before_zone_hints_and_incomplete_ones_are_ignored() {
 }
 
 #[test]
-fn a_load_balancer_with_source_ranges_is_not_open_to_everybody() {
-    let closed = Service { source_ranges: vec!["192.0.2.0/24".parse().expect("a prefix")], ..service() };
-    let kinds = |service: &Service| {
-        let tables = compile(service, &[], &node());
-        tables.iter().flat_map(|table| &table.frontends).filter(|it| it.kind == FrontendKind::LoadBalancer).count()
-    };
-    assert!(kinds(&service()) > 0);
-    assert_eq!(kinds(&closed), 0);
+fn source_ranges_admit_who_they_name_in_each_family() {
+    let (world, nobody) = (None, Some(vec![]));
+    let ranges =
+        |texts: &[&str]| texts.iter().map(|text| text.parse().expect("a prefix")).collect::<Vec<ipnet::IpNet>>();
+    for (given, v4, v6) in [
+        (vec![], world.clone(), world.clone()),
+        (vec!["192.0.2.7/24", "10.0.0.0/8", "192.0.2.0/24"], Some(ranges(&["10.0.0.0/8", "192.0.2.0/24"])), nobody),
+        (vec!["0.0.0.0/0", "10.0.0.0/8"], world.clone(), world.clone()),
+        (vec!["10.0.0.0/8", "::/0"], Some(ranges(&["10.0.0.0/8"])), world),
+    ] {
+        let mut closed = Service { source_ranges: ranges(&given), ..service() };
+        closed.cluster_ips.push("fd01::1".parse().expect("an address"));
+        let found: Vec<_> = compile(&closed, &[], &node()).into_iter().map(|table| table.source_ranges).collect();
+        assert_eq!(found, [v4, v6], "{given:?}");
+    }
 }
 
 #[test]

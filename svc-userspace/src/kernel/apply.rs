@@ -3,6 +3,7 @@
 use std::{fmt::Display, net::IpAddr};
 
 use aya::maps::{MapError, PerCpuArray, PerCpuValues};
+use ipnet::IpNet;
 use svc_common::{Counters, FrontendKey};
 
 use super::{
@@ -83,6 +84,39 @@ fn one(maps: &mut Maps, operation: &Op) -> Result<(), Failure> {
                 }
             }
         }
+        Op::SetSource(id, range) => {
+            let named = named_source(*id, range);
+            match range {
+                IpNet::V4(range) => maps
+                    .source_ranges_v4
+                    .insert(&decode::source_v4(*id, *range), 1, 0)
+                    .map_err(failure("SOURCE_RANGES_V4", &named)),
+                IpNet::V6(range) => maps
+                    .source_ranges_v6
+                    .insert(&decode::source_v6(*id, range), 1, 0)
+                    .map_err(failure("SOURCE_RANGES_V6", &named)),
+            }
+        }
+        Op::RemoveSource(id, range) => {
+            let named = named_source(*id, range);
+            match range {
+                IpNet::V4(range) => absent_is_fine(maps.source_ranges_v4.remove(&decode::source_v4(*id, *range)))
+                    .map_err(failure("SOURCE_RANGES_V4", &named)),
+                IpNet::V6(range) => absent_is_fine(maps.source_ranges_v6.remove(&decode::source_v6(*id, range)))
+                    .map_err(failure("SOURCE_RANGES_V6", &named)),
+            }
+        }
+        Op::SetVip(address, flags) => match address {
+            IpAddr::V4(ip) => maps.vips_v4.insert(ip.octets(), flags, 0).map_err(failure("VIPS_V4", address)),
+            IpAddr::V6(ip) => maps.vips_v6.insert(ip.octets(), flags, 0).map_err(failure("VIPS_V6", address)),
+        },
+        Op::RemoveVip(address) => match address {
+            IpAddr::V4(ip) => absent_is_fine(maps.vips_v4.remove(&ip.octets())).map_err(failure("VIPS_V4", address)),
+            IpAddr::V6(ip) => absent_is_fine(maps.vips_v6.remove(&ip.octets())).map_err(failure("VIPS_V6", address)),
+        },
+        Op::WriteTargets(word, bits) => {
+            maps.targets.write_bits(*word, *bits).map_err(failure("TARGETS", &format_args!("word {word}")))
+        }
         Op::RemoveFrontend(address) => {
             let protocol = address.protocol.number();
             match address.address.ip() {
@@ -97,6 +131,10 @@ fn one(maps: &mut Maps, operation: &Op) -> Result<(), Failure> {
             }
         }
     }
+}
+
+fn named_source(service: u32, range: &IpNet) -> String {
+    format!("source range {range} of service {service}")
 }
 
 fn named(frontend: &FrontendAddress) -> String {

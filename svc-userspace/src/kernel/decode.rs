@@ -2,7 +2,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use svc_common::{Address, Backend, BackendState, FrontendKey};
+use aya::maps::lpm_trie::Key;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use svc_common::{Address, Backend, BackendState, Cidr, FrontendKey, SourcePrefix, source_range::SERVICE_BITS};
 
 use crate::{
     model::Protocol,
@@ -48,4 +50,35 @@ where
         address: SocketAddr::new(key.address.into(), key.port),
         protocol: Protocol::from_number(key.protocol)?,
     })
+}
+
+/// The key of SOURCE_RANGES_V4 for a range of a service.
+pub(super) fn source_v4(service: u32, range: Ipv4Net) -> Key<SourcePrefix<[u8; 4]>> {
+    let prefix = SourcePrefix { service, address: range.network().octets() };
+    Key::new(SERVICE_BITS + u32::from(range.prefix_len()), prefix)
+}
+
+/// The key of SOURCE_RANGES_V6 for a range of a service.
+pub(super) fn source_v6(service: u32, range: &Ipv6Net) -> Key<SourcePrefix<[u8; 16]>> {
+    let prefix = SourcePrefix { service, address: range.network().octets() };
+    Key::new(SERVICE_BITS + u32::from(range.prefix_len()), prefix)
+}
+
+/// The range and the service that a key of SOURCE_RANGES stands for; `None` for a prefix length that is none.
+pub(super) fn source<A: Address>(prefix_len: u32, prefix: &SourcePrefix<A>) -> Option<(u32, IpNet)>
+where
+    IpAddr: From<A>,
+{
+    let len = u8::try_from(prefix_len.checked_sub(SERVICE_BITS)?).ok()?;
+    Some((prefix.service, IpNet::new(prefix.address.into(), len).ok()?))
+}
+
+/// The element of SERVICE_CIDRS_V4 for a prefix.
+pub(super) fn cidr_v4(range: Ipv4Net) -> Cidr<[u8; 4]> {
+    Cidr { network: range.network().octets(), mask: range.netmask().octets() }
+}
+
+/// The element of SERVICE_CIDRS_V6 for a prefix.
+pub(super) fn cidr_v6(range: &Ipv6Net) -> Cidr<[u8; 16]> {
+    Cidr { network: range.network().octets(), mask: range.netmask().octets() }
 }

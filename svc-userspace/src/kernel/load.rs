@@ -21,7 +21,7 @@ use super::{
 pub(super) const CLASSIFIERS: [&str; 4] = ["svc_ingress", "svc_egress", "svc_ingress_l3", "svc_egress_l3"];
 
 /// Every map of the object, in the order in which it is reported.
-pub(super) const MAPS: [&str; 21] = [
+pub(super) const MAPS: [&str; 28] = [
     "SERVICES",
     "FRONTENDS_V4",
     "FRONTENDS_V6",
@@ -32,6 +32,13 @@ pub(super) const MAPS: [&str; 21] = [
     "FLOWS_V6",
     "AFFINITY_V4",
     "AFFINITY_V6",
+    "VIPS_V4",
+    "VIPS_V6",
+    "SERVICE_CIDRS_V4",
+    "SERVICE_CIDRS_V6",
+    "SOURCE_RANGES_V4",
+    "SOURCE_RANGES_V6",
+    "TARGETS",
     "FRAGMENTS_V4",
     "FRAGMENTS_V6",
     "SOCKETS_V4",
@@ -119,6 +126,10 @@ fn sizes(options: &Options) -> BTreeMap<&'static str, u32> {
         ("BACKENDS_V4", capacity.backends),
         ("BACKENDS_V6", capacity.backends),
         ("STATS_BACKEND", capacity.backends),
+        ("VIPS_V4", capacity.frontends_v4),
+        ("VIPS_V6", capacity.frontends_v6),
+        ("SOURCE_RANGES_V4", capacity.source_ranges),
+        ("SOURCE_RANGES_V6", capacity.source_ranges),
         ("FLOWS_V4", options.flows),
         ("FLOWS_V6", options.flows),
     ])

@@ -8,8 +8,10 @@ use std::{
     sync::atomic::{AtomicU32, Ordering, fence},
 };
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
-use svc_common::{Address, Backend, Config, Counters, Frontend, FrontendKey, Interface, ServiceName, SlotLine};
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray};
+use svc_common::{
+    Address, Backend, Cidr, Config, Counters, Frontend, FrontendKey, Interface, ServiceName, SlotLine, SourcePrefix,
+};
 
 use super::{error::KernelError, memory::Memory, pins::Layout, sys};
 
@@ -25,6 +27,13 @@ pub(super) struct Maps {
     pub(super) stats_backend: PerCpuArray<MapData, Counters>,
     pub(super) interfaces: HashMap<MapData, u32, Interface>,
     pub(super) config: Array<MapData, Config>,
+    pub(super) vips_v4: HashMap<MapData, [u8; 4], u32>,
+    pub(super) vips_v6: HashMap<MapData, [u8; 16], u32>,
+    pub(super) service_cidrs_v4: Array<MapData, Cidr<[u8; 4]>>,
+    pub(super) service_cidrs_v6: Array<MapData, Cidr<[u8; 16]>>,
+    pub(super) source_ranges_v4: LpmTrie<MapData, SourcePrefix<[u8; 4]>, u32>,
+    pub(super) source_ranges_v6: LpmTrie<MapData, SourcePrefix<[u8; 16]>, u32>,
+    pub(super) targets: Table<u64>,
 }
 
 impl Maps {
@@ -41,6 +50,13 @@ impl Maps {
             stats_backend: open(layout, "STATS_BACKEND")?,
             interfaces: open(layout, "INTERFACES")?,
             config: open(layout, "CONFIG")?,
+            vips_v4: open(layout, "VIPS_V4")?,
+            vips_v6: open(layout, "VIPS_V6")?,
+            service_cidrs_v4: open(layout, "SERVICE_CIDRS_V4")?,
+            service_cidrs_v6: open(layout, "SERVICE_CIDRS_V6")?,
+            source_ranges_v4: open(layout, "SOURCE_RANGES_V4")?,
+            source_ranges_v6: open(layout, "SOURCE_RANGES_V6")?,
+            targets: Table::open(layout, "TARGETS")?,
         })
     }
 }
@@ -151,6 +167,18 @@ fn as_words<T: bytemuck::Pod>(value: &T) -> Vec<u32> {
     words.iter().map(|word| u32::from_ne_bytes(*word)).collect()
 }
 
+impl Table<u64> {
+    /// Writes a word of a filter of bits.
+    pub(super) fn write_bits(&mut self, word: u32, bits: u64) -> Result<(), MapError> {
+        let Some(words) = self.words(word) else { return self.array.set(word, bits, 0) };
+        for (word, half) in words.iter().zip(as_words(&bits)) {
+            word.store(half, Ordering::Relaxed);
+        }
+        fence(Ordering::SeqCst);
+        Ok(())
+    }
+}
+
 impl Table<SlotLine> {
     /// Number of slots.
     pub(super) fn slots(&self) -> u64 {
@@ -212,15 +240,26 @@ pub(super) fn each_entry<K: bytemuck::AnyBitPattern, V: bytemuck::AnyBitPattern>
     name: &str,
     each: &mut dyn FnMut(K, V),
 ) -> Result<(), KernelError> {
-    let data = MapData::from_pin(layout.map(name)).map_err(|error| KernelError::map(name, error))?;
-    let info = data.info().map_err(|error| KernelError::map(name, error))?;
-    if (info.key_size() as usize, info.value_size() as usize) != (size_of::<K>(), size_of::<V>()) {
-        return Err(KernelError::map(name, std::io::Error::other("its key or value has another size")));
-    }
-    sys::each_entry(std::os::fd::AsFd::as_fd(data.fd()), size_of::<K>(), size_of::<V>(), &mut |key, value| {
+    each_raw_entry(layout, name, size_of::<K>(), size_of::<V>(), &mut |key, value| {
         each(bytemuck::pod_read_unaligned(key), bytemuck::pod_read_unaligned(value));
     })
-    .map_err(|error| KernelError::map(name, error))
+}
+
+/// Calls `each` with the bytes of all entries of a pinned map whose keys and values have these sizes.
+pub(super) fn each_raw_entry(
+    layout: &Layout,
+    name: &str,
+    key_size: usize,
+    value_size: usize,
+    each: &mut dyn FnMut(&[u8], &[u8]),
+) -> Result<(), KernelError> {
+    let data = MapData::from_pin(layout.map(name)).map_err(|error| KernelError::map(name, error))?;
+    let info = data.info().map_err(|error| KernelError::map(name, error))?;
+    if (info.key_size() as usize, info.value_size() as usize) != (key_size, value_size) {
+        return Err(KernelError::map(name, std::io::Error::other("its key or value has another size")));
+    }
+    sys::each_entry(std::os::fd::AsFd::as_fd(data.fd()), key_size, value_size, each)
+        .map_err(|error| KernelError::map(name, error))
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
-use svc_common::{Config, Interface, config::CONFIG_SYNCED};
+use ipnet::IpNet;
+use svc_common::{Cidr, Config, Interface, config::CONFIG_SYNCED, vip::SERVICE_CIDRS};
 
 use crate::tables::{Capacity, Observed, Op};
 
@@ -47,6 +48,9 @@ pub struct Options {
     pub flows: u32,
     /// `CONFIG_*` of `svc_common::config`.
     pub config_flags: u32,
+    /// Prefixes that Services are given cluster IPs of, at most [`SERVICE_CIDRS`] of each family: packets to addresses of
+    /// them that no Service owns are dropped. Empty: unknown.
+    pub service_cidrs: Vec<IpNet>,
     /// How classifiers are attached.
     pub attach: AttachMode,
 }
@@ -138,6 +142,8 @@ impl Dataplane {
         };
         maps.config.set(0, config, 0).map_err(|error| KernelError::map("CONFIG", error))?;
 
+        set_service_cidrs(&mut maps, &options.service_cidrs)?;
+
         match &options.cgroup {
             Some(directory) => cgroup::attach(&layout, &programs, directory)?,
             None => cgroup::detach(&layout)?,
@@ -207,6 +213,23 @@ impl std::fmt::Debug for Dataplane {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Dataplane").field("layout", &self.layout).field("tcx", &self.tcx).finish_non_exhaustive()
     }
+}
+
+/// Writes SERVICE_CIDRS whole: what an earlier agent was told may no longer be so.
+fn set_service_cidrs(maps: &mut maps::Maps, prefixes: &[IpNet]) -> Result<(), KernelError> {
+    let mut v4 = prefixes.iter().filter_map(|prefix| if let IpNet::V4(it) = prefix { Some(it) } else { None });
+    let mut v6 = prefixes.iter().filter_map(|prefix| if let IpNet::V6(it) = prefix { Some(it) } else { None });
+    for index in 0..SERVICE_CIDRS {
+        let unused = Cidr { network: [0; 4], mask: [0; 4] };
+        maps.service_cidrs_v4
+            .set(index, v4.next().map_or(unused, |prefix| decode::cidr_v4(*prefix)), 0)
+            .map_err(|error| KernelError::map("SERVICE_CIDRS_V4", error))?;
+        let unused = Cidr { network: [0; 16], mask: [0; 16] };
+        maps.service_cidrs_v6
+            .set(index, v6.next().map_or(unused, decode::cidr_v6), 0)
+            .map_err(|error| KernelError::map("SERVICE_CIDRS_V6", error))?;
+    }
+    Ok(())
 }
 
 /// Empties INTERFACES: indexes of another network namespace mean nothing here.

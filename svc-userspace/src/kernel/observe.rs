@@ -2,12 +2,12 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use svc_common::{Address, Backend, Frontend, FrontendKey, ServiceName};
+use svc_common::{Address, Backend, Frontend, FrontendKey, ServiceName, SourcePrefix};
 
 use super::{
     decode,
     error::KernelError,
-    maps::{Maps, Table, each_entry},
+    maps::{Maps, Table, each_entry, each_raw_entry},
     pins::Layout,
 };
 use crate::tables::{BackendValue, FrontendAddress, Observed};
@@ -36,7 +36,30 @@ pub(super) fn observe(layout: &Layout, maps: &Maps) -> Result<Observed, KernelEr
             tracing::warn!(offset, len, "a frontend names slots that do not exist; its Service is programmed anew");
         }
     }
+    sources::<[u8; 4]>(layout, "SOURCE_RANGES_V4", &mut observed.sources)?;
+    sources::<[u8; 16]>(layout, "SOURCE_RANGES_V6", &mut observed.sources)?;
+    each_entry(layout, "VIPS_V4", &mut |address: [u8; 4], flags: u32| observed.vips.push((address.into(), flags)))?;
+    each_entry(layout, "VIPS_V6", &mut |address: [u8; 16], flags: u32| observed.vips.push((address.into(), flags)))?;
+    for word in 0..maps.targets.len() {
+        let bits = maps.targets.get(word).map_err(|error| KernelError::map("TARGETS", error))?;
+        if bits != 0 {
+            observed.targets.push((word, bits));
+        }
+    }
     Ok(observed)
+}
+
+/// The entries of SOURCE_RANGES: a key is the length of the prefix, then the prefix (`struct bpf_lpm_trie_key`).
+fn sources<A: Address>(layout: &Layout, name: &str, found: &mut Vec<(u32, ipnet::IpNet)>) -> Result<(), KernelError>
+where
+    SourcePrefix<A>: bytemuck::Pod,
+    IpAddr: From<A>,
+{
+    each_raw_entry(layout, name, size_of::<u32>() + size_of::<SourcePrefix<A>>(), size_of::<u32>(), &mut |key, _| {
+        let (prefix_len, prefix) = key.split_at(size_of::<u32>());
+        let prefix: SourcePrefix<A> = bytemuck::pod_read_unaligned(prefix);
+        found.extend(decode::source(bytemuck::pod_read_unaligned(prefix_len), &prefix));
+    })
 }
 
 /// The entries of FRONTENDS_V4 and FRONTENDS_V6, sorted.

@@ -92,6 +92,8 @@ pub struct FlowEntry {
     pub state: &'static str,
     /// Masqueraded on its way out.
     pub masquerade: bool,
+    /// A client and an endpoint talk directly; the entry keeps flows of Services off their tuple.
+    pub direct: bool,
 }
 
 /// Why pins cannot be read.
@@ -245,7 +247,7 @@ fn fill(layout: &Layout, name: &str) -> Result<MapFill, KernelError> {
     let info = data.info().map_err(|error| KernelError::map(name, error))?;
     let failed = |error: io::Error| KernelError::map(name, error);
     let mut entries = None;
-    if matches!(info.map_type(), Ok(MapType::LruHash)) {
+    if matches!(info.map_type(), Ok(MapType::LruHash | MapType::LpmTrie)) || name.starts_with("VIPS") {
         let mut count = 0;
         sys::each_entry(data.fd().as_fd(), info.key_size() as usize, info.value_size() as usize, &mut |_, _| {
             count += 1;
@@ -285,5 +287,6 @@ where
         idle_seconds: (idle << CLOCK_SHIFT) / 1_000_000_000,
         state: if value.state == FlowState::Closing as u8 { "closing" } else { "open" },
         masquerade: value.flags & svc_common::flow::FLOW_MASQUERADE != 0,
+        direct: value.flags & svc_common::flow::FLOW_DIRECT != 0,
     })
 }

@@ -242,13 +242,15 @@ impl Metrics {
 
     /// How full the tables are.
     pub fn set_fill(&self, fill: Fill) {
-        let Fill { services, backends, frontends_v4, frontends_v6, slots } = fill;
+        let Fill { services, backends, frontends_v4, frontends_v6, slots, source_ranges_v4, source_ranges_v6 } = fill;
         for (table, Usage { used, resting, capacity }) in [
             ("services", services),
             ("backends", backends),
             ("frontends_v4", frontends_v4),
             ("frontends_v6", frontends_v6),
             ("slots", slots),
+            ("source_ranges_v4", source_ranges_v4),
+            ("source_ranges_v6", source_ranges_v6),
         ] {
             for (state, count) in [("used", used), ("resting", resting)] {
                 self.usage.get_or_create(&[("table", table.to_owned()), ("state", state.to_owned())]).set(count.into());

@@ -6,10 +6,15 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
+use ipnet::IpNet;
 use svc_common::{BackendState, SlotRange};
 
 use super::{
-    BackendValue, Capacity, FrontendAddress, Observed, Op, Port, Range, Tables, ids::Ids, maglev, program::Phases,
+    BackendValue, Capacity, FrontendAddress, Observed, Op, Port, Range, Tables,
+    ids::Ids,
+    maglev,
+    program::{Phases, family_index},
+    shared::{Shared, Touched},
     to_port_key,
 };
 use crate::{
@@ -28,6 +33,8 @@ pub(super) struct Adopted {
     services: BTreeSet<u32>,
     /// Backends that belong to no known port; true: the id is not used otherwise and rests when they are removed.
     backends: Vec<(u32, BackendValue, bool)>,
+    /// Source ranges that belong to no known port.
+    sources: Vec<(u32, IpNet)>,
     /// Parts of SLOTS that some entry names without being right about them.
     slots: Vec<SlotRange>,
 }
@@ -54,6 +61,13 @@ impl Tables {
             }
         }
         tables.place_frontends(observed, &mut found, &mut adopted);
+        tables.place_sources(observed, &mut found, &mut adopted);
+        tables.shared = Shared::adopt(&observed.vips, &observed.targets);
+        // What they differ in from what the ports use is written when adoption is finished.
+        let mut later = Touched::default();
+        for Found { key, port } in found.values() {
+            tables.shared.count(key, port, true, &mut later);
+        }
 
         adopted.services.retain(|id| !found.contains_key(id));
         let services: BTreeSet<u32> = found.keys().chain(&adopted.services).copied().collect();
@@ -117,6 +131,21 @@ impl Tables {
         }
     }
 
+    /// Sorts source ranges to their ports.
+    fn place_sources(&mut self, observed: &Observed, found: &mut HashMap<u32, Found>, adopted: &mut Adopted) {
+        for (id, range) in &observed.sources {
+            let family = if range.addr().is_ipv4() { Family::V4 } else { Family::V6 };
+            match found.get_mut(id).filter(|found| found.key.family == family) {
+                Some(owner) => {
+                    if owner.port.sources.insert(*range) {
+                        self.sources[family_index(range)] += 1;
+                    }
+                }
+                None => adopted.sources.push((*id, *range)),
+            }
+        }
+    }
+
     /// The set of backends of which `ids` is the table; `None` if it is the table of no set of the port's backends.
     fn verified(&mut self, port: &Port, ids: &[u32]) -> Option<Vec<u32>> {
         let addresses: HashMap<u32, _> = port.backends.iter().map(|(address, (id, _))| (*id, *address)).collect();
@@ -133,7 +162,7 @@ impl Tables {
         for service in std::mem::take(&mut self.adopted.unclaimed) {
             ops.extend(self.update(&service, Vec::new(), now_ms).0);
         }
-        let Adopted { unclaimed: _, frontends, services, backends, slots } = std::mem::take(&mut self.adopted);
+        let Adopted { unclaimed: _, frontends, services, backends, sources, slots } = std::mem::take(&mut self.adopted);
         let mut phases = Phases::default();
         for address in frontends.into_iter().chain(self.take_broken()) {
             *self.frontend_count(&address) -= 1;
@@ -154,6 +183,9 @@ impl Tables {
         for range in slots {
             self.slots.release(range, now_ms);
         }
+        phases.remove_sources.extend(sources.into_iter().map(|(id, range)| Op::RemoveSource(id, range)));
+        let everything = self.shared.everything();
+        phases.share(self.shared.settle(everything));
         ops.extend(phases.into_ops());
         ops
     }
@@ -165,16 +197,14 @@ impl Tables {
         for port in self.services.values_mut().flat_map(BTreeMap::values_mut) {
             let Port { ranges, frontends, .. } = port;
             let right = |range: SlotRange| range.len == 0 || ranges.iter().any(|other| other.slots == range);
-            broken.extend(
-                frontends
-                    .extract_if(.., |_, entry| !right(entry.inside) || !right(entry.outside))
-                    .map(|(address, _)| address),
-            );
+            broken.extend(frontends.extract_if(.., |_, entry| !right(entry.inside) || !right(entry.outside)));
         }
-        for address in &broken {
+        let mut touched = Touched::default();
+        for (address, frontend) in &broken {
             self.owners.remove(address);
+            self.shared.count_frontend(address.address.ip(), frontend.flags, false, &mut touched);
         }
-        broken
+        broken.into_iter().map(|(address, _)| address).collect()
     }
 }
 

@@ -4,10 +4,11 @@
 //! finds only complete Services: backends first, slots next, frontend last; removal the other way round.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    net::SocketAddr,
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::{IpAddr, SocketAddr},
 };
 
+use ipnet::IpNet;
 use svc_common::{Frontend, ServiceName, SlotRange};
 
 use crate::{
@@ -22,6 +23,7 @@ mod names;
 mod plan;
 mod program;
 mod refused;
+mod shared;
 mod slots;
 #[cfg(test)]
 mod tests;
@@ -70,6 +72,16 @@ pub enum Op {
     SetFrontend(FrontendAddress, Frontend),
     /// FRONTENDS: remove the entry.
     RemoveFrontend(FrontendAddress),
+    /// SOURCE_RANGES: clients of this prefix may use the service's load balancer addresses.
+    SetSource(u32, IpNet),
+    /// SOURCE_RANGES: remove the prefix of a service.
+    RemoveSource(u32, IpNet),
+    /// VIPS: write the entry, `VIP_*` of `svc_common::vip`.
+    SetVip(IpAddr, u32),
+    /// VIPS: remove the entry.
+    RemoveVip(IpAddr),
+    /// TARGETS: write a word of the filter.
+    WriteTargets(u32, u64),
 }
 
 /// Everything found in the maps, by an agent that adopts them.
@@ -84,6 +96,12 @@ pub struct Observed {
     pub frontends: Vec<(FrontendAddress, Frontend)>,
     /// SLOTS: contents of each distinct range that a frontend names, `(offset, backend ids)`.
     pub slots: Vec<(u32, Vec<u32>)>,
+    /// SOURCE_RANGES_V4 and V6, by service id.
+    pub sources: Vec<(u32, IpNet)>,
+    /// VIPS_V4 and V6.
+    pub vips: Vec<(IpAddr, u32)>,
+    /// Words of TARGETS that are not zero.
+    pub targets: Vec<(u32, u64)>,
 }
 
 /// What the maps can hold.
@@ -99,6 +117,8 @@ pub struct Capacity {
     pub frontends_v6: u32,
     /// Slots (not lines) of SLOTS.
     pub slots: u32,
+    /// Entries of SOURCE_RANGES_V4 and of SOURCE_RANGES_V6.
+    pub source_ranges: u32,
 }
 
 /// How much of a resource is in use.
@@ -125,6 +145,10 @@ pub struct Fill {
     pub frontends_v6: Usage,
     /// Slots.
     pub slots: Usage,
+    /// Entries of SOURCE_RANGES_V4.
+    pub source_ranges_v4: Usage,
+    /// Entries of SOURCE_RANGES_V6.
+    pub source_ranges_v6: Usage,
 }
 
 /// What is programmed, and who owns which id, range and address.
@@ -139,6 +163,9 @@ pub struct Tables {
     owners: HashMap<FrontendAddress, u32>,
     frontends_v4: u32,
     frontends_v6: u32,
+    /// Entries of SOURCE_RANGES_V4 and V6 in use.
+    sources: [u64; 2],
+    shared: shared::Shared,
     refused: BTreeSet<ObjectName>,
     adopted: adopt::Adopted,
     maglev: maglev::Builder,
@@ -150,6 +177,7 @@ struct Port {
     id: u32,
     backends: BTreeMap<SocketAddr, (u32, BackendValue)>,
     ranges: Vec<Range>,
+    sources: BTreeSet<IpNet>,
     frontends: BTreeMap<FrontendAddress, Frontend>,
 }
 
@@ -174,6 +202,8 @@ impl Tables {
             owners: HashMap::new(),
             frontends_v4: 0,
             frontends_v6: 0,
+            sources: [0; 2],
+            shared: shared::Shared::default(),
             refused: BTreeSet::new(),
             adopted: adopt::Adopted::default(),
             maglev: maglev::Builder::default(),
@@ -191,6 +221,14 @@ impl Tables {
     /// `finish_adoption` or `expire`, so they are to be updated again then, until a round of it yields no operation.
     pub fn refused(&self) -> Vec<ObjectName> {
         self.refused.iter().cloned().collect()
+    }
+
+    /// Sets the node's own addresses: a load balancer's address that is among them is not a VIP as a whole, because its
+    /// other ports are the node's. Returns what is to be written.
+    pub fn set_own_addresses(&mut self, addresses: HashSet<IpAddr>) -> Vec<Op> {
+        let touched = self.shared.set_own_addresses(addresses);
+        let ops = self.shared.settle(touched);
+        [ops.remove_vips, ops.set_vips].concat()
     }
 
     /// Who owns a frontend address, if anybody does.
@@ -212,6 +250,8 @@ impl Tables {
             frontends_v4: entries(self.frontends_v4, self.capacity.frontends_v4),
             frontends_v6: entries(self.frontends_v6, self.capacity.frontends_v6),
             slots: Usage { used: self.slots.used(), resting: self.slots.resting(), capacity: self.capacity.slots },
+            source_ranges_v4: entries(self.sources[0] as u32, self.capacity.source_ranges),
+            source_ranges_v6: entries(self.sources[1] as u32, self.capacity.source_ranges),
         }
     }
 

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use svc_common::SlotRange;
 
-use super::{Fill, FrontendAddress, Port, Reason, Tables, Usage, maglev, to_service_name};
+use super::{Fill, FrontendAddress, Port, Reason, Tables, Usage, maglev, program::family_index, to_service_name};
 use crate::{
     compile::{PortKey, PortTable, Set},
     model::{Family, ObjectName},
@@ -58,6 +58,7 @@ impl Tables {
             let verdict = self
                 .conflicts(service, &desired, &order, &refusals)
                 .and_then(|()| self.frontends_fit(service, &desired, &order, &refusals))
+                .and_then(|()| self.sources_fit(service, &desired, &order, &refusals))
                 .and_then(|()| self.ids_fit(service, &desired, &order))
                 .and_then(|()| self.reserve_ranges(service, &desired, &order));
             match verdict {
@@ -128,6 +129,35 @@ impl Tables {
                     return Err((key.clone(), reason));
                 }
                 count[index] += added[index];
+            }
+        }
+        Ok(())
+    }
+
+    fn sources_fit(
+        &self,
+        service: &ObjectName,
+        desired: &Desired,
+        order: &[PortKey],
+        refusals: &Refusals,
+    ) -> Result<(), (PortKey, Reason)> {
+        let capacity = u64::from(self.capacity.source_ranges);
+        let mut count = self.sources;
+        let kept = |key: &PortKey| !refusals.contains_key(key);
+        for (_, port) in self.services.get(service).into_iter().flatten().filter(|(key, _)| kept(key)) {
+            port.sources.iter().for_each(|range| count[family_index(range)] -= 1);
+        }
+        for key in order {
+            let mut needed = [0; 2];
+            desired[key].source_ranges.iter().flatten().for_each(|range| needed[family_index(range)] += 1);
+            for (index, what) in ["entries of SOURCE_RANGES_V4", "entries of SOURCE_RANGES_V6"].into_iter().enumerate()
+            {
+                if needed[index] > 0 && count[index] + needed[index] > capacity {
+                    let available = capacity.saturating_sub(count[index]);
+                    let reason = Reason::Full { what, needed: needed[index], available, resting: 0, capacity };
+                    return Err((key.clone(), reason));
+                }
+                count[index] += needed[index];
             }
         }
         Ok(())

@@ -1,15 +1,17 @@
 //! From accepted ports to operations, in an order that is safe after each single one.
 //!
-//! Frontends that go away; names; backends that get better; slots; frontends that are or become; backends that get worse;
-//! names that go away. An address that moves between two ports of a Service is one write, never a gap.
+//! Frontends that go away; names; backends that get better; slots and source ranges; frontends that are or become; source
+//! ranges that go away; backends that get worse; names that go away. VIPs go before their frontends and come after them. An address that moves between two ports of a Service is one write, never a gap.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
+use ipnet::IpNet;
 use svc_common::{BackendState, Frontend, SlotRange, frontend};
 
 use super::{
     BackendValue, FrontendAddress, Op, Port, Range, Refused, Tables,
     plan::{Desired, Plan, PlannedRange, addresses},
+    shared::{SharedOps, Touched},
     to_service_name,
 };
 use crate::{
@@ -20,19 +22,59 @@ use crate::{
 /// Operations by phase; the fields are in the order in which they are carried out.
 #[derive(Default)]
 pub(super) struct Phases {
+    pub(super) remove_vips: Vec<Op>,
     pub(super) remove_frontends: Vec<Op>,
     pub(super) names: Vec<Op>,
     pub(super) raise_backends: Vec<Op>,
+    pub(super) targets: Vec<Op>,
     pub(super) slots: Vec<Op>,
+    pub(super) set_sources: Vec<Op>,
     pub(super) set_frontends: Vec<Op>,
+    pub(super) set_vips: Vec<Op>,
+    pub(super) remove_sources: Vec<Op>,
     pub(super) lower_backends: Vec<Op>,
     pub(super) remove_names: Vec<Op>,
 }
 
 impl Phases {
     pub(super) fn into_ops(self) -> Vec<Op> {
-        let Self { remove_frontends, names, raise_backends, slots, set_frontends, lower_backends, remove_names } = self;
-        [remove_frontends, names, raise_backends, slots, set_frontends, lower_backends, remove_names].concat()
+        let Self {
+            remove_vips,
+            remove_frontends,
+            names,
+            raise_backends,
+            targets,
+            slots,
+            set_sources,
+            set_frontends,
+            set_vips,
+            remove_sources,
+            lower_backends,
+            remove_names,
+        } = self;
+        [
+            remove_vips,
+            remove_frontends,
+            names,
+            raise_backends,
+            targets,
+            slots,
+            set_sources,
+            set_frontends,
+            set_vips,
+            remove_sources,
+            lower_backends,
+            remove_names,
+        ]
+        .concat()
+    }
+
+    /// Takes over the writes to what Services share.
+    pub(super) fn share(&mut self, ops: SharedOps) {
+        let SharedOps { remove_vips, targets, set_vips } = ops;
+        self.remove_vips.extend(remove_vips);
+        self.targets.extend(targets);
+        self.set_vips.extend(set_vips);
     }
 }
 
@@ -55,6 +97,10 @@ impl Tables {
         let mut phases = Phases::default();
         let taken: HashSet<FrontendAddress> = plans.iter().flat_map(|plan| addresses(&plan.table)).collect();
         let mut old = self.services.remove(service).unwrap_or_default();
+        let mut touched = Touched::default();
+        for (key, port) in &old {
+            self.shared.count(key, port, false, &mut touched);
+        }
         let mut new: BTreeMap<PortKey, Port> = BTreeMap::new();
         for key in refusals.keys() {
             new.extend(old.remove_entry(key));
@@ -79,6 +125,10 @@ impl Tables {
                 new.insert(key, port);
             }
         }
+        for (key, port) in &new {
+            self.shared.count(key, port, true, &mut touched);
+        }
+        phases.share(self.shared.settle(touched));
         if !new.is_empty() {
             self.services.insert(service.clone(), new);
         }
@@ -109,7 +159,8 @@ impl Tables {
     }
 
     fn drop_port(&mut self, port: Port, now_ms: u64, phases: &mut Phases) {
-        let Port { id, backends, ranges, frontends: _ } = port;
+        let Port { id, backends, ranges, sources, frontends: _ } = port;
+        self.program_sources(id, sources, &BTreeSet::new(), phases);
         for (id, value) in backends.into_values() {
             self.drop_backend(id, &value, now_ms, phases);
         }
@@ -147,6 +198,8 @@ impl Tables {
         for range in old.ranges.into_iter().filter(|range| !port.ranges.contains(range)) {
             self.slots.release(range.slots, now_ms);
         }
+        port.sources = table.source_ranges.iter().flatten().copied().collect();
+        self.program_sources(port.id, old.sources, &port.sources, phases);
         for (address, frontend) in frontends(&table, port.id, &ranges) {
             if self.owners.insert(address, port.id).is_none() && !self.adopted.frontends.remove(&address) {
                 *self.frontend_count(&address) += 1;
@@ -157,6 +210,17 @@ impl Tables {
             port.frontends.insert(address, frontend);
         }
         Some(port)
+    }
+
+    fn program_sources(&mut self, id: u32, old: BTreeSet<IpNet>, new: &BTreeSet<IpNet>, phases: &mut Phases) {
+        for range in new.difference(&old) {
+            self.sources[family_index(range)] += 1;
+            phases.set_sources.push(Op::SetSource(id, *range));
+        }
+        for range in old.into_iter().filter(|range| !new.contains(range)) {
+            self.sources[family_index(&range)] -= 1;
+            phases.remove_sources.push(Op::RemoveSource(id, range));
+        }
     }
 
     fn new_port(&mut self, key: &PortKey, phases: &mut Phases) -> Option<Port> {
@@ -204,6 +268,11 @@ impl Tables {
     }
 }
 
+/// Which of two families a range is of.
+pub(super) fn family_index(range: &IpNet) -> usize {
+    usize::from(matches!(range, IpNet::V6(_)))
+}
+
 impl BackendValue {
     fn of(entry: &crate::compile::BackendEntry, service: u32) -> Self {
         let state = if entry.terminating { BackendState::Terminating } else { BackendState::Active };
@@ -230,6 +299,9 @@ fn frontends(table: &PortTable, id: u32, ranges: &[PlannedRange]) -> Vec<(Fronte
             FrontendKind::ClusterIp => frontend::FLAG_CLUSTER_IP,
             FrontendKind::NodePort => frontend::FLAG_NODE_PORT,
             FrontendKind::NodePortLoopback => frontend::FLAG_NODE_PORT | frontend::FLAG_HOST_ONLY,
+            FrontendKind::LoadBalancer if table.source_ranges.is_some() => {
+                frontend::FLAG_LOAD_BALANCER | frontend::FLAG_SOURCE_RANGES
+            }
             FrontendKind::LoadBalancer => frontend::FLAG_LOAD_BALANCER,
             FrontendKind::ExternalIp => frontend::FLAG_EXTERNAL_IP,
         };

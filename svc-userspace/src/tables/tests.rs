@@ -2,8 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ipnet::IpNet;
 use proptest::{collection::vec, prelude::*};
-use svc_common::{BackendState, Frontend, SlotRange, frontend};
+use svc_common::{
+    BackendState, Frontend, SlotRange, frontend,
+    target::target_bit,
+    vip::{VIP_INSIDE, VIP_OUTSIDE},
+};
 
 use super::*;
 use crate::{
@@ -11,8 +16,14 @@ use crate::{
     model::Protocol,
 };
 
-const ROOMY: Capacity =
-    Capacity { services: 1000, backends: 10_000, frontends_v4: 1000, frontends_v6: 1000, slots: 1_000_000 };
+const ROOMY: Capacity = Capacity {
+    services: 1000,
+    backends: 10_000,
+    frontends_v4: 1000,
+    frontends_v6: 1000,
+    slots: 1_000_000,
+    source_ranges: 1000,
+};
 
 /// The maps, and when what was last released.
 #[derive(Clone, Default)]
@@ -21,12 +32,15 @@ struct Maps {
     backends: BTreeMap<u32, BackendValue>,
     frontends: BTreeMap<FrontendAddress, Frontend>,
     slots: BTreeMap<u32, u32>,
+    sources: BTreeSet<(u32, IpNet)>,
+    vips: BTreeMap<IpAddr, u32>,
+    targets: BTreeMap<u32, u64>,
     ids_until: BTreeMap<u32, u64>,
     services_until: BTreeMap<u32, u64>,
     slots_until: BTreeMap<u32, u64>,
 }
 
-type View = BTreeMap<FrontendAddress, (PortKey, u32, u32, Vec<SocketAddr>, Vec<SocketAddr>)>;
+type View = BTreeMap<FrontendAddress, (PortKey, u32, u32, Vec<SocketAddr>, Vec<SocketAddr>, Vec<IpNet>)>;
 
 impl Maps {
     fn ranges(&self) -> BTreeSet<(u32, u32)> {
@@ -40,45 +54,58 @@ impl Maps {
 
     fn apply(&mut self, op: &Op, now: u64) {
         let before = self.ranges();
-        match op.clone() {
-            Op::SetService(id, name) => {
-                assert!(self.services_until.get(&id).is_none_or(|until| *until <= now), "service id {id} still rests");
-                self.services.insert(id, name);
+        match op {
+            Op::SetService(id, _) => {
+                assert!(self.services_until.get(id).is_none_or(|until| *until <= now), "service id {id} still rests");
             }
-            Op::RemoveService(id) => {
-                self.services.remove(&id);
-                self.services_until.insert(id, now + REST_MS);
-            }
+            Op::RemoveService(id) => drop(self.services_until.insert(*id, now + REST_MS)),
             Op::SetBackend(id, value) => {
-                if let Some(old) = self.backends.get(&id)
+                if let Some(old) = self.backends.get(id)
                     && old.generation != value.generation
                 {
                     assert!(value.generation > old.generation, "generations grow");
                     assert_eq!(old.state, BackendState::Gone, "a live backend keeps its id");
-                    assert!(self.ids_until.get(&id).is_none_or(|until| *until <= now), "backend id {id} still rests");
+                    assert!(self.ids_until.get(id).is_none_or(|until| *until <= now), "backend id {id} still rests");
                 }
                 if value.state == BackendState::Gone {
-                    self.ids_until.insert(id, now + REST_MS);
+                    self.ids_until.insert(*id, now + REST_MS);
                 }
-                self.backends.insert(id, value);
             }
             Op::WriteSlots(offset, ids) => {
-                for (slot, id) in (offset..).zip(ids) {
+                for slot in (*offset..).take(ids.len()) {
                     assert!(self.slots_until.get(&slot).is_none_or(|until| *until <= now), "slot {slot} still rests");
                     assert!(!before.iter().any(|r| (r.0..r.0 + r.1).contains(&slot)), "slot {slot} is in use");
-                    self.slots.insert(slot, id);
                 }
             }
-            Op::SetFrontend(address, value) => {
-                self.frontends.insert(address, value);
+            Op::SetVip(address, _) => {
+                assert!(self.frontends.keys().any(|it| it.address.ip() == *address), "a VIP before its frontends");
             }
-            Op::RemoveFrontend(address) => {
-                self.frontends.remove(&address);
-            }
+            _ => {}
         }
+        self.write(op.clone());
         let after = self.ranges();
         for (offset, len) in before.difference(&after) {
             self.slots_until.extend((*offset..offset + len).map(|slot| (slot, now + SLOT_REST_MS)));
+        }
+    }
+
+    /// What the operation does, whatever it does it to.
+    fn write(&mut self, op: Op) {
+        match op {
+            Op::SetService(id, name) => drop(self.services.insert(id, name)),
+            Op::RemoveService(id) => drop(self.services.remove(&id)),
+            Op::SetBackend(id, value) => drop(self.backends.insert(id, value)),
+            Op::WriteSlots(offset, ids) => self.slots.extend((offset..).zip(ids)),
+            Op::SetFrontend(address, value) => drop(self.frontends.insert(address, value)),
+            Op::RemoveFrontend(address) => drop(self.frontends.remove(&address)),
+            Op::SetSource(service, range) => drop(self.sources.insert((service, range))),
+            Op::RemoveSource(service, range) => drop(self.sources.remove(&(service, range))),
+            Op::SetVip(address, flags) => drop(self.vips.insert(address, flags)),
+            Op::RemoveVip(address) => drop(self.vips.remove(&address)),
+            Op::WriteTargets(word, bits) => {
+                self.targets.insert(word, bits);
+                self.targets.retain(|_, bits| *bits != 0);
+            }
         }
     }
 
@@ -113,6 +140,31 @@ impl Maps {
         }
     }
 
+    /// What Services share is what all of them together use.
+    fn check_shared(&self) {
+        let mut vips: BTreeMap<IpAddr, u32> = BTreeMap::new();
+        for (address, entry) in &self.frontends {
+            let flags = match entry.flags {
+                flags if flags & frontend::FLAG_CLUSTER_IP != 0 => VIP_INSIDE | VIP_OUTSIDE,
+                _ => VIP_OUTSIDE,
+            };
+            *vips.entry(address.address.ip()).or_default() |= flags;
+        }
+        assert_eq!(self.vips, vips);
+        let mut targets: BTreeMap<u32, u64> = BTreeMap::new();
+        for backend in self.backends.values().filter(|backend| backend.state != BackendState::Gone) {
+            let SocketAddr::V4(address) = backend.address else { panic!("IPv4") };
+            let bit = target_bit(&address.ip().octets(), address.port(), Protocol::Tcp.number());
+            *targets.entry(bit / 64).or_default() |= 1 << (bit % 64);
+        }
+        assert_eq!(self.targets, targets);
+        assert!(self.sources.iter().all(|(service, _)| self.services.contains_key(service)), "a range of no Service");
+    }
+
+    fn sources(&self, service: u32) -> Vec<IpNet> {
+        self.sources.iter().filter(|(id, _)| *id == service).map(|(_, range)| *range).collect()
+    }
+
     fn key(&self, id: u32) -> PortKey {
         to_port_key(&self.services[&id]).expect("a name")
     }
@@ -121,7 +173,8 @@ impl Maps {
     fn view(&self) -> View {
         let addresses = |range| self.range(range).iter().map(|id| self.backends[id].address).collect();
         let entry = |f: &Frontend| {
-            (self.key(f.service), f.flags, f.affinity_seconds, addresses(f.inside), addresses(f.outside))
+            let sources = self.sources(f.service);
+            (self.key(f.service), f.flags, f.affinity_seconds, addresses(f.inside), addresses(f.outside), sources)
         };
         self.frontends.iter().map(|(address, f)| (*address, entry(f))).collect()
     }
@@ -141,6 +194,9 @@ impl Maps {
                 .into_iter()
                 .map(|(offset, len)| (offset, self.range(SlotRange { offset, len })))
                 .collect(),
+            sources: self.sources.iter().copied().collect(),
+            vips: self.vips.iter().map(|(address, flags)| (*address, *flags)).collect(),
+            targets: self.targets.iter().map(|(word, bits)| (*word, *bits)).collect(),
         }
     }
 }
@@ -192,12 +248,17 @@ fn table(service: u8, port: u8, hosts: &BTreeMap<u8, (bool, bool)>, vips: &BTree
             family: Family::V4,
         },
         affinity_seconds: 0,
+        source_ranges: None,
         backends,
         cluster,
         local: own,
         frontends,
         not_serving: vec![],
     }
+}
+
+fn prefix(n: u8) -> IpNet {
+    format!("192.0.{n}.0/24").parse().expect("a prefix")
 }
 
 fn simple(service: u8, hosts: &[u8], vips: &[u8]) -> PortTable {
@@ -211,7 +272,11 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let port = |service: u8, port: u8| {
         let hosts = proptest::collection::btree_map(1u8..9, any::<(bool, bool)>(), 0..6);
         let vips = proptest::collection::btree_set(1u8..5, 0..3);
-        (hosts, vips, any::<bool>()).prop_map(move |(hosts, vips, local)| table(service, port, &hosts, &vips, local))
+        let ranges = proptest::option::of(proptest::collection::btree_set(1u8..4, 0..3));
+        (hosts, vips, any::<bool>(), ranges).prop_map(move |(hosts, vips, local, ranges)| PortTable {
+            source_ranges: ranges.map(|ranges| ranges.into_iter().map(prefix).collect()),
+            ..table(service, port, &hosts, &vips, local)
+        })
     };
     let step = (0u8..4, 0u64..30_000).prop_flat_map(move |(service, wait)| {
         let ports = (proptest::option::of(port(service, 0)), proptest::option::of(port(service, 1)));
@@ -227,6 +292,7 @@ fn capacities() -> impl Strategy<Value = Capacity> {
         frontends_v4,
         frontends_v6: 0,
         slots,
+        source_ranges: 1,
     })
 }
 
@@ -282,6 +348,7 @@ proptest! {
                     view.iter().filter(|(_, e)| e.0.service != name(*service)).map(|(a, e)| (*a, e.clone())).collect()
                 };
                 prop_assert_eq!(others(&before), others(&after), "other Services are left alone");
+                maps.check_shared();
                 let again = tables.update(&name(*service), ports.clone(), now).0;
                 prop_assert!(refused.is_empty() || again.is_empty() || !ops.is_empty());
                 prop_assert!(!refused.is_empty() || again.is_empty(), "nothing changed, but {:?}", again);
@@ -294,10 +361,14 @@ proptest! {
             }
             tables.expire(now + REST_MS);
             let fill = tables.fill();
-            for usage in [fill.services, fill.backends, fill.frontends_v4, fill.frontends_v6, fill.slots] {
+            let Fill { services, backends, frontends_v4, frontends_v6, slots, source_ranges_v4, source_ranges_v6 } = fill;
+            for usage in
+                [services, backends, frontends_v4, frontends_v6, slots, source_ranges_v4, source_ranges_v6]
+            {
                 prop_assert_eq!((usage.used, usage.resting), (0, 0), "everything comes back");
             }
-            prop_assert!(maps.frontends.is_empty() && maps.services.is_empty());
+            maps.check_shared();
+            prop_assert!(maps.frontends.is_empty() && maps.services.is_empty() && maps.sources.is_empty());
         }
     }
 
@@ -320,6 +391,7 @@ proptest! {
         let adopted = Tables::adopt(ROOMY, &maps.observed());
         let mut restarted = adopted;
         settle(&mut restarted, &mut maps, &wanted, now, true);
+        maps.check_shared();
 
         // Who of two claimants has an address depends on history; all else does not.
         let clash = !restarted.refused().is_empty();
@@ -340,7 +412,7 @@ proptest! {
     #[test]
     fn whatever_is_found_is_repaired(
         steps in steps(),
-        damage in vec((0u8..7, any::<proptest::sample::Index>(), 0u32..50), 1..8),
+        damage in vec((0u8..12, any::<proptest::sample::Index>(), 0u32..50), 1..8),
     ) {
         let (mut tables, mut maps, mut wanted) = (Tables::new(ROOMY), Maps::default(), BTreeMap::new());
         for (service, ports, _) in &steps {
@@ -364,16 +436,10 @@ proptest! {
         }
         for op in &ops {
             // Damaged maps violate the invariants until they are repaired: only the end is checked.
-            match op.clone() {
-                Op::SetService(id, name) => drop(maps.services.insert(id, name)),
-                Op::RemoveService(id) => drop(maps.services.remove(&id)),
-                Op::SetBackend(id, value) => drop(maps.backends.insert(id, value)),
-                Op::WriteSlots(offset, ids) => maps.slots.extend((offset..).zip(ids)),
-                Op::SetFrontend(address, value) => drop(maps.frontends.insert(address, value)),
-                Op::RemoveFrontend(address) => drop(maps.frontends.remove(&address)),
-            }
+            maps.write(op.clone());
         }
         maps.check(ROOMY);
+        maps.check_shared();
         if adopted.refused().is_empty() {
             let (mut fresh, mut expected) = (Tables::new(ROOMY), Maps::default());
             settle(&mut fresh, &mut expected, &wanted, 0, false);
@@ -389,6 +455,9 @@ fn harm(maps: &mut Maps, kind: u8, at: proptest::sample::Index, value: u32) {
     let backend = maps.backends.keys().nth(pick(maps.backends.len())).copied();
     let frontend = maps.frontends.keys().nth(pick(maps.frontends.len())).copied();
     match (kind, service, backend, frontend) {
+        (9, ..) => drop(maps.sources.insert((value, prefix(9)))),
+        (10, ..) => drop(maps.vips.insert(IpAddr::from([203, 0, 113, value as u8]), value)),
+        (11, ..) => drop(maps.targets.insert(value % 64, u64::from(value) + 1)),
         (0, Some(id), ..) => drop(maps.services.remove(&id)),
         (1, Some(id), ..) => drop(maps.services.insert(value, maps.services[&id].clone())),
         (2, _, Some(id), _) => drop(maps.backends.remove(&id)),
@@ -530,8 +599,13 @@ fn absurd_maps_are_survived() {
         ],
         frontends: vec![(address, value), (address, value)],
         slots: vec![(u32::MAX, vec![1, 2, 3]), (0, vec![])],
+        sources: vec![(u32::MAX, prefix(1)), (5, "::/128".parse().expect("a prefix")), (5, prefix(1)), (5, prefix(1))],
+        vips: vec![(IpAddr::from([10, 96, 0, 0]), u32::MAX), (IpAddr::from([0; 16]), 0)],
+        targets: vec![(3, u64::MAX)],
     };
-    for capacity in [ROOMY, Capacity { services: 0, backends: 0, frontends_v4: 0, frontends_v6: 0, slots: 0 }] {
+    for capacity in
+        [ROOMY, Capacity { services: 0, backends: 0, frontends_v4: 0, frontends_v6: 0, slots: 0, source_ranges: 0 }]
+    {
         let mut tables = Tables::adopt(capacity, &observed);
         let (_, refused) = tables.update(&name(0), vec![simple(0, &[1], &[])], 0);
         assert_eq!(refused.is_empty(), capacity == ROOMY);

@@ -33,9 +33,17 @@ impl Place {
         Options {
             bpffs: self.bpffs.clone(),
             cgroup: Some(self.cgroup.clone()),
-            capacity: Capacity { services: 64, backends: 128, frontends_v4: 32, frontends_v6: 16, slots: 1000 },
+            capacity: Capacity {
+                services: 64,
+                backends: 128,
+                frontends_v4: 32,
+                frontends_v6: 16,
+                slots: 1000,
+                source_ranges: 16,
+            },
             flows: 1024,
             config_flags: svc_common::config::CONFIG_SOCKET_HOST,
+            service_cidrs: Vec::new(),
             attach: AttachMode::Auto,
         }
     }

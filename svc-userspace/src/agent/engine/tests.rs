@@ -38,7 +38,7 @@ impl Maps for Fake {
                     self.frontends.remove(address);
                 }
                 Op::WriteSlots(..) => self.slots += 1,
-                Op::SetService(..) | Op::RemoveService(..) | Op::SetBackend(..) => {}
+                _ => {}
             }
         }
         Ok(())
@@ -50,7 +50,8 @@ impl Maps for Fake {
     }
 }
 
-const CAPACITY: Capacity = Capacity { services: 64, backends: 64, frontends_v4: 64, frontends_v6: 64, slots: 1 << 16 };
+const CAPACITY: Capacity =
+    Capacity { services: 64, backends: 64, frontends_v4: 64, frontends_v6: 64, slots: 1 << 16, source_ranges: 64 };
 
 fn engine() -> Engine<Fake> {
     let metrics = Arc::new(Metrics::new(|| Ok(Snapshot::default())));
@@ -206,6 +207,9 @@ fn what_nobody_claims_is_removed_after_the_first_sync() {
                 Op::SetBackend(id, backend) => observed.backends.push((id, backend)),
                 Op::SetFrontend(address, frontend) => observed.frontends.push((address, frontend)),
                 Op::WriteSlots(offset, slots) => observed.slots.push((offset, slots)),
+                Op::SetVip(address, flags) => observed.vips.push((address, flags)),
+                Op::WriteTargets(word, bits) => observed.targets.push((word, bits)),
+                Op::SetSource(..) | Op::RemoveSource(..) | Op::RemoveVip(_) => panic!("port {port}: no such thing"),
                 Op::RemoveService(_) | Op::RemoveFrontend(_) => panic!("port {port}: nothing to remove"),
             }
         }

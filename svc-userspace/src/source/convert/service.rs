@@ -61,13 +61,6 @@ impl Convert for v1::Service {
         };
         let load_balancer_ips = virtual_addresses(ingress_addresses(self, context), &families, context);
         let source_ranges = source_ranges(spec, context);
-        if !source_ranges.is_empty() && !load_balancer_ips.is_empty() {
-            context.problem(
-                "spec.loadBalancerSourceRanges",
-                "this release cannot filter by source: the load balancer's addresses are not served; remove the ranges, \
-                 or filter in front of the nodes",
-            );
-        }
         Some(Service {
             name: name.clone(),
             external_ips,
@@ -157,14 +150,13 @@ fn ingress_addresses<'a>(service: &'a v1::Service, context: &mut Context<'_>) ->
     texts
 }
 
-/// Source ranges; empty admits everybody, and so does a /0.
+/// Source ranges; empty admits everybody.
 fn source_ranges(spec: &v1::ServiceSpec, context: &mut Context<'_>) -> Vec<ipnet::IpNet> {
     let mut ranges = Vec::new();
     let mut given = false;
     for (field, text) in listed("spec.loadBalancerSourceRanges", spec.load_balancer_source_ranges.iter().flatten()) {
         given = true;
         match fields::source_range(text) {
-            Ok(range) if range.prefix_len() == 0 => return Vec::new(),
             Ok(range) if ranges.contains(&range) => {}
             Ok(range) => ranges.push(range),
             Err(message) => context.problem(field, message),

@@ -1,0 +1,181 @@
+//! What becomes of a packet with a tuple that came in: its flow, else its frontend, says so. Nothing is written to it here.
+
+use svc_common::{
+    BackendState, Flow, FlowKey, FlowState, Frontend, FrontendKey, Hook, Reason, Scope,
+    flow::{FLOW_DIRECT, FLOW_HAIRPIN},
+    flow_hash,
+    frontend::{FLAG_HOST_ONLY, FLAG_INSIDE_DROP, FLAG_OUTSIDE_DROP, FLAG_SOURCE_RANGES},
+};
+
+use crate::{
+    flow::reply,
+    ip::Ip,
+    nowhere::no_frontend,
+    open::{open, repair},
+    scratch::Scratch,
+    select::by_hash,
+    tables::{Decisions, Tables},
+};
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// It passes as it is.
+    Pass,
+    /// It passes, or goes up the stack if it is the reply of a flow on a bridge.
+    Steer,
+    /// It goes where `scratch.flow` says.
+    Forward,
+    /// The same, and it is the first of its flow.
+    ForwardNew,
+    /// Its sender is told that nobody serves it.
+    Refuse(Reason),
+    /// It ends here.
+    Drop(Reason),
+}
+
+impl Decision {
+    /// The decision as a number, which a function of the kernel can return: the kind, and the reason above it.
+    #[inline(always)]
+    pub fn to_u32(self) -> u32 {
+        match self {
+            Self::Pass => 0,
+            Self::Steer => 1,
+            Self::Forward => 2,
+            Self::ForwardNew => 3,
+            Self::Refuse(reason) => 4 | (reason as u32) << 8,
+            Self::Drop(reason) => 5 | (reason as u32) << 8,
+        }
+    }
+
+    /// The decision of a number that [`Decision::to_u32`] gave.
+    #[inline(always)]
+    pub fn from_u32(number: u32) -> Self {
+        let reason = Reason::from_u8((number >> 8) as u8);
+        match number & 0xff {
+            0 => Self::Pass,
+            1 => Self::Steer,
+            2 => Self::Forward,
+            3 => Self::ForwardNew,
+            4 => Self::Refuse(reason),
+            _ => Self::Drop(reason),
+        }
+    }
+}
+
+/// Decides on `scratch.packet`, a packet with a tuple that came in.
+#[inline(always)]
+pub fn decide<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) -> Decision {
+    scratch.packet.write_key(Hook::Ingress, &mut scratch.key);
+    let mut has_flow = false;
+    if let Some(first_in_tick) = tables.flow(&scratch.key, scratch.packet.closes(), &mut scratch.flow) {
+        if keeps_backend(tables, scratch, first_in_tick) {
+            if first_in_tick && scratch.flow.flags & FLOW_HAIRPIN == 0 {
+                repair(tables, scratch);
+            }
+            return Decision::Forward;
+        }
+        has_flow = true;
+    }
+
+    scratch.interface = tables.interface();
+    scratch.inside = scratch.interface.scope == Scope::Inside as u8;
+    match frontend(tables, &scratch.key) {
+        Some(frontend) => scratch.frontend = frontend,
+        None => {
+            if has_flow {
+                // Both, or the reply's next packet would bring the forward entry back.
+                reply(&mut scratch.entry, &scratch.key, &scratch.flow);
+                tables.remove_flow(&scratch.entry.key);
+                tables.remove_flow(&scratch.key);
+            }
+            return no_frontend(tables, scratch);
+        }
+    }
+    let frontend = &scratch.frontend;
+    let limited = !scratch.inside && frontend.flags & FLAG_SOURCE_RANGES != 0;
+    if limited && !tables.source_allowed(frontend.service, &scratch.key.source) {
+        return Decision::Drop(Reason::SourceRange);
+    }
+    let (range, drop_flag) =
+        if scratch.inside { (frontend.inside, FLAG_INSIDE_DROP) } else { (frontend.outside, FLAG_OUTSIDE_DROP) };
+    scratch.range = range;
+    let is_external = frontend.is_external();
+    let continues = !scratch.packet.may_open();
+    if continues && !is_external && (range.len == 0 || !lost_its_entry(tables, scratch)) {
+        // A connection that others translate: netfilter, from before this dataplane took over.
+        return Decision::Pass;
+    }
+    if range.len == 0 {
+        // A datagram flow whose Service has nobody left stays where it is: its backend may come back.
+        return if has_flow && !scratch.packet.is_connection() {
+            Decision::Forward
+        } else if scratch.frontend.flags & drop_flag != 0 {
+            Decision::Drop(Reason::PolicyEmpty)
+        } else {
+            Decision::Refuse(Reason::NoEndpoint)
+        };
+    }
+    match open(tables, scratch) {
+        Ok(()) => Decision::ForwardNew,
+        Err(reason) => Decision::Drop(reason),
+    }
+}
+
+#[inline(always)]
+fn frontend<A: Ip, T: Decisions<A>>(tables: &mut T, key: &FlowKey<A>) -> Option<Frontend> {
+    let frontend = tables.frontend(&FrontendKey::new(key.destination.copy(), key.destination_port, key.protocol))?;
+    (frontend.flags & FLAG_HOST_ONLY == 0).then_some(frontend)
+}
+
+/// Whether a packet goes where its flow says. Not so: a SYN on a tuple whose connection has ended or whose backend is
+/// gone, a datagram whose backend is gone, a datagram to an address that is no longer a frontend.
+#[inline(always)]
+fn keeps_backend<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>, first_in_tick: bool) -> bool {
+    let (packet, flow) = (&scratch.packet, &scratch.flow);
+    if flow.flags & FLOW_HAIRPIN != 0 {
+        return true;
+    }
+    if packet.is_connection() {
+        if !packet.opens() {
+            return true;
+        }
+        let closing = FlowState::Closing as u8;
+        reply(&mut scratch.entry, &scratch.key, flow);
+        let reply_closing = tables.peek_flow(&scratch.entry.key).is_none_or(|reply| reply.state == closing);
+        if flow.state == closing || reply_closing {
+            return false;
+        }
+    } else if flow.flags & FLOW_DIRECT == 0 && first_in_tick && frontend(tables, &scratch.key).is_none() {
+        return false;
+    }
+    flow.flags & FLOW_DIRECT != 0 || serves(tables, flow)
+}
+
+/// True while the backend that a flow names is the one it was opened to.
+#[inline(always)]
+fn serves<A: Ip, T: Decisions<A>>(tables: &mut T, flow: &Flow<A>) -> bool {
+    tables
+        .backend(flow.backend)
+        .is_some_and(|backend| backend.generation == flow.generation && backend.state != BackendState::Gone as u8)
+}
+
+/// True for a packet of a connection of ours whose forward entry was evicted: the backend it hashes to still has the
+/// reply entry.
+#[inline(always)]
+fn lost_its_entry<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) -> bool {
+    let key = &scratch.key;
+    let hash = flow_hash(&key.source, key.source_port, &key.destination, key.destination_port, key.protocol);
+    let Some(id) = by_hash(tables, scratch.range, hash) else { return false };
+    let Some(backend) = tables.backend(id) else { return false };
+    scratch.entry.key = FlowKey {
+        source: backend.address.copy(),
+        destination: key.source.copy(),
+        source_port: backend.port,
+        destination_port: key.source_port,
+        hook: Hook::Egress as u8,
+        ..*key
+    };
+    let reply = tables.peek_flow(&scratch.entry.key);
+    reply.is_some_and(|reply| reply.address == key.destination && reply.port == key.destination_port)
+}
