@@ -76,7 +76,7 @@ pub(crate) fn mapped(address: IpAddr) -> IpAddr {
 }
 
 /// Waits until a condition holds.
-pub(crate) fn settles(what: &str, mut look: impl FnMut() -> Result<()>) -> Result<()> {
+pub(crate) fn settles<T>(what: &str, mut look: impl FnMut() -> Result<T>) -> Result<T> {
     Ok(until(what, PATIENCE, || look().map_err(|error| format!("{error:#}")))?)
 }
 
@@ -90,6 +90,12 @@ pub(crate) struct Entry {
 
 /// Entries of node 1 for a client port, of the hook `ingress` or `egress`.
 pub(crate) fn entries(cluster: &Cluster, client_port: u16, hook: &str) -> Result<Vec<Entry>> {
+    let (port, number) = if hook == "ingress" { ("source_port", 0) } else { ("destination_port", 1) };
+    entries_where(cluster, &|key| key[port] == client_port && key["hook"] == number)
+}
+
+/// Entries of node 1 by the fields of their keys.
+pub(crate) fn entries_where(cluster: &Cluster, is_wanted: &dyn Fn(&Value) -> bool) -> Result<Vec<Entry>> {
     let mut found = Vec::new();
     for family in ["V4", "V6"] {
         let map = cluster.lab.node(1).bpffs.join("layout-1/maps").join(format!("FLOWS_{family}"));
@@ -97,8 +103,7 @@ pub(crate) fn entries(cluster: &Cluster, client_port: u16, hook: &str) -> Result
         ensure!(output.status.success(), "{}: {}", map.display(), String::from_utf8_lossy(&output.stderr));
         for entry in serde_json::from_slice::<Vec<Value>>(&output.stdout)? {
             let fields = entry["formatted"]["key"].clone();
-            let (port, number) = if hook == "ingress" { ("source_port", 0) } else { ("destination_port", 1) };
-            if fields[port] != client_port || fields["hook"] != number {
+            if !is_wanted(&fields) {
                 continue;
             }
             let bytes = entry["key"].as_array().cloned().unwrap_or_default();
