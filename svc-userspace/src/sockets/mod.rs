@@ -153,4 +153,24 @@ mod tests {
             .into();
         assert_eq!(lost, expected);
     }
+
+    #[test]
+    fn a_sweep_that_fails_is_counted_and_the_next_one_is_made() {
+        let metrics = Arc::new(Metrics::new(|| Ok(crate::kernel::view::Snapshot::default())));
+        let peer = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        let address = peer.local_addr().expect("an address");
+        let client = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        client.connect(address).expect("connect");
+        let sender = start(PathBuf::from("/nonexistent"), metrics.clone()).expect("a thread");
+        for failures in 1..=2 {
+            sender.send(vec![Gone { address, service: 1 }]).expect("the thread runs");
+            let line = format!("svc_socket_sweep_failures_total {failures}");
+            svc_lab::until("the failure", Duration::from_secs(30), || {
+                let text = metrics.encode().map_err(|error| error.to_string())?;
+                if text.lines().any(|found| found == line) { Ok(()) } else { Err(text) }
+            })
+            .expect("the metric");
+        }
+        assert!(client.peer_addr().is_ok(), "what cannot be told to be redirected is left alone");
+    }
 }
