@@ -8,7 +8,10 @@
 //! | outbound | egress | client → backend | source: VIP, so that the backend does not answer itself |
 //! | inbound | ingress | backend → VIP (client's port) | destination: client |
 
-use svc_common::{Address, Flow, FlowKey, FlowState, Hook, flow::FLOW_HAIRPIN};
+use svc_common::{
+    Address, Flow, FlowKey, FlowState, Hook,
+    flow::{FLOW_HAIRPIN, FLOW_INSIDE},
+};
 
 use crate::rewrite::or;
 
@@ -50,10 +53,11 @@ pub fn forward_of<A: Address>(entry: &mut Entry<A>, key: &FlowKey<A>, reply: &Fl
     entry.flow.peer_port = if reply.peer_port == 0 { 0 } else { key.destination_port };
 }
 
-/// True if client and backend of a forward entry have one address.
+/// True if client and backend of a forward entry are one pod of this node. A flow from outside whose client has the backend's
+/// address is none: it was masqueraded as that node, whose own network the backend is in.
 #[inline(always)]
 pub fn is_hairpin<A: Address>(key: &FlowKey<A>, forward: &Flow<A>) -> bool {
-    key.source == forward.address
+    forward.flags & FLOW_INSIDE != 0 && key.source == forward.address
 }
 
 /// Hairpin: on its way to the backend, the packet gets the VIP as its source.

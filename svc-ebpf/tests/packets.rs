@@ -205,6 +205,15 @@ both_families! {
         }
     }
 
+    fn a_client_outside_with_the_backends_address_is_no_hairpin<A: Plan>() {
+        let mut tables = tables::<A>(1);
+        tables.interface.scope = Scope::Outside as u8;
+        tables.backends.get_mut(&1).unwrap().flags = 0;
+        let (node, vip) = (at::<A>(BACKEND, 40000), at::<A>(VIP, VIP_PORT));
+        assert_eq!(pass(&mut tables, Hook::Ingress, node, vip, SYN), (node, at::<A>(BACKEND, BACKEND_PORT)));
+        assert_eq!(tables.flows.len(), 2, "an entry for each direction");
+    }
+
     fn every_port_of_a_client_works_through_two_vips_of_an_endpoint_with_affinity<A: Plan>() {
         let mut tables = tables::<A>(1);
         tables.frontends.values_mut().for_each(|frontend| frontend.affinity_seconds = 100);

@@ -87,6 +87,20 @@ impl Request {
         self
     }
 
+    /// Steady UDP: after a failure other than a time-out, go on with a new socket, as a well-made application does.
+    #[must_use]
+    pub fn reopened(mut self) -> Self {
+        self.options.push("--reopen".into());
+        self
+    }
+
+    /// TCP: close the connection by a reset.
+    #[must_use]
+    pub fn reset(mut self) -> Self {
+        self.options.push("--reset".into());
+        self
+    }
+
     /// Wait at most so many milliseconds for the connection and for each answer.
     #[must_use]
     pub fn timeout_ms(self, milliseconds: u64) -> Self {

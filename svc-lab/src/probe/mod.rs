@@ -50,6 +50,12 @@ pub struct Options {
     /// UDP: connect the socket
     #[arg(long)]
     pub connected: bool,
+    /// UDP: after a failure other than a time-out, go on with a new socket
+    #[arg(long)]
+    pub reopen: bool,
+    /// TCP: close the connection by a reset
+    #[arg(long)]
+    pub reset: bool,
     /// Milliseconds to wait for a connection and for each answer
     #[arg(long, default_value_t = 2000)]
     pub timeout: u64,
@@ -116,6 +122,8 @@ pub enum FailureKind {
     Timeout,
     /// ECONNRESET or EPIPE.
     Reset,
+    /// ECONNABORTED, EDESTADDRREQ: somebody on this machine ended the socket.
+    Aborted,
     /// EHOSTUNREACH, ENETUNREACH.
     Unreachable,
     /// EPERM, EACCES: a firewall or a hook said no.
@@ -136,12 +144,14 @@ impl From<io::Error> for Failure {
         let kind = match error.kind() {
             Kind::ConnectionRefused => FailureKind::Refused,
             Kind::TimedOut | Kind::WouldBlock => FailureKind::Timeout,
-            Kind::ConnectionReset | Kind::BrokenPipe | Kind::ConnectionAborted => FailureKind::Reset,
+            Kind::ConnectionReset | Kind::BrokenPipe => FailureKind::Reset,
+            Kind::ConnectionAborted => FailureKind::Aborted,
             Kind::HostUnreachable | Kind::NetworkUnreachable => FailureKind::Unreachable,
             Kind::PermissionDenied => FailureKind::Denied,
             Kind::UnexpectedEof => FailureKind::Closed,
             Kind::InvalidData => FailureKind::Corrupt,
             _ if error.raw_os_error() == Some(libc::EMSGSIZE) => FailureKind::TooBig,
+            _ if error.raw_os_error() == Some(libc::EDESTADDRREQ) => FailureKind::Aborted,
             _ => FailureKind::Other,
         };
         // The system's own words for a read that took too long are about the socket's timer.

@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Channel, Failure, FailureKind, Options, Outcome, Protocol, print, request};
+use super::{Channel, Failure, FailureKind, Options, Outcome, Protocol, Success, print, request};
 
 /// How a steady probe fared.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +25,8 @@ pub struct Report {
     pub servers: BTreeMap<String, u64>,
     /// Longest time for one answer, in microseconds.
     pub slowest_micros: u64,
+    /// The last answer.
+    pub last: Option<Success>,
     /// The last failure. A TCP probe ends with its first, because its connection does not work any more.
     pub failure: Option<Failure>,
 }
@@ -53,16 +55,26 @@ pub(super) fn run(options: &Options, interval: Duration) -> io::Result<()> {
                 report.answered += 1;
                 *report.servers.entry(success.answer.server.clone()).or_default() += 1;
                 report.slowest_micros = report.slowest_micros.max(success.micros);
+                report.last = Some(success.clone());
                 if report.sent == 1 {
                     print(&Outcome::Started(success))?;
                 }
             }
             Err(error) if report.sent == 1 => return print(&Outcome::Failed(error.into())),
             Err(error) => {
+                let failure = Failure::from(error);
+                let is_over = failure.kind != FailureKind::Timeout;
                 report.lost += 1;
-                report.failure = Some(error.into());
+                report.failure = Some(failure);
                 if options.protocol == Protocol::Tcp {
                     break;
+                }
+                if options.reopen && is_over {
+                    // While nobody is there, a new socket may fail like the old one, which then goes on.
+                    match Channel::open(options) {
+                        Ok(new) => channel = new,
+                        Err(error) => report.failure = Some(error.into()),
+                    }
                 }
             }
         }

@@ -32,6 +32,9 @@ impl Connection {
         let timeout = Duration::from_millis(options.timeout);
         let stream = dial(source(options), options.destination, timeout)?;
         stream.set_nodelay(true)?;
+        if options.reset {
+            setsockopt(&stream, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 })?;
+        }
         stream.set_read_timeout(Some(timeout))?;
         stream.set_write_timeout(Some(timeout))?;
         Ok(Self { reader: BufReader::with_capacity(1 << 16, stream), timeout })

@@ -3,10 +3,11 @@
 use std::{
     io,
     net::{SocketAddr, UdpSocket},
+    os::fd::AsRawFd,
     time::{Duration, Instant},
 };
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, setsockopt, sockopt};
 
 use super::{Options, Success, check, micros, source, time_left};
 use crate::echo::{Answer, canonical};
@@ -21,7 +22,7 @@ pub(super) struct Socket {
 
 impl Socket {
     pub(super) fn open(options: &Options) -> io::Result<Self> {
-        let socket = UdpSocket::bind(source(options))?;
+        let socket = bind(source(options), options.connected && options.source_port != 0)?;
         let destination = options.destination;
         if options.connected {
             socket.connect(destination)?;
@@ -66,4 +67,16 @@ impl Socket {
             });
         }
     }
+}
+
+/// A socket with this address; two that are connected to different peers may share one.
+fn bind(source: SocketAddr, shared: bool) -> io::Result<UdpSocket> {
+    if !shared {
+        return UdpSocket::bind(source);
+    }
+    let family = if source.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let fd = nix::sys::socket::socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+    nix::sys::socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(source))?;
+    Ok(UdpSocket::from(fd))
 }

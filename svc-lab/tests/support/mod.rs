@@ -1,6 +1,10 @@
 //! A cluster with agents, and the table of who may answer whom. It sends real packets and collects what is not right;
 //! the tests decide what to build and when to look.
 
+#![allow(dead_code, reason = "every test program uses a part of it")]
+
+pub(crate) mod flow;
+
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
@@ -68,6 +72,14 @@ impl Cluster {
         }
         self.agents = self.lab.start_agents(Source::Manifests(self.manifests.path()), extra)?;
         Ok(())
+    }
+
+    /// A metric of the agent of a node, one without labels; `None` if it does not have it.
+    pub(crate) fn metric(&self, node: u8, name: &str) -> Result<Option<f64>> {
+        let agent = self.agents.iter().find(|agent| agent.node().index == node);
+        let text = agent.ok_or_else(|| anyhow::anyhow!("node{node} has no agent"))?.metrics()?;
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        Ok(line.and_then(|value| value.parse().ok()))
     }
 
     /// Drops of one reason that a node has counted.

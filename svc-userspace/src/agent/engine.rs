@@ -10,11 +10,14 @@ use std::{
     sync::Arc,
 };
 
+use svc_common::BackendState;
+
 use crate::{
     compile::{NodeContext, PortTable},
     health::node_ports::HealthPort,
     metrics::Metrics,
     model::{Change, ObjectName},
+    sockets::Gone,
     tables::{Observed, Op, Refused, Tables},
     world::World,
 };
@@ -40,6 +43,8 @@ const REFUSED_RETRY_MS: u64 = 5_000;
 #[derive(Debug, Default)]
 struct Waiting {
     ops: Vec<Op>,
+    /// Backends that are gone once all of these are applied.
+    gone: Vec<Gone>,
     attempts: u32,
     retry_at_ms: u64,
 }
@@ -67,6 +72,8 @@ pub struct Engine<M> {
     health_ports: BTreeMap<ObjectName, HealthPort>,
     without_local: BTreeMap<ObjectName, (bool, bool)>,
     triggers: Triggers,
+    /// UDP backends that are gone from the maps, until somebody asks.
+    gone: Vec<Gone>,
 }
 
 /// When the changes that wait for being programmed were made, milliseconds since 1970.
@@ -98,6 +105,7 @@ impl<M: Maps> Engine<M> {
             health_ports: BTreeMap::new(),
             without_local: BTreeMap::new(),
             triggers: Triggers::default(),
+            gone: Vec::new(),
         }
     }
 
@@ -169,6 +177,11 @@ impl<M: Maps> Engine<M> {
         &self.health_ports
     }
 
+    /// UDP backends that have gone from the maps since this was asked last.
+    pub fn take_gone(&mut self) -> Vec<Gone> {
+        std::mem::take(&mut self.gone)
+    }
+
     /// True if [`Engine::step`] has something to do now.
     pub fn has_work(&mut self) -> bool {
         if !self.world.is_synced() || !self.interfaces_listed {
@@ -199,7 +212,9 @@ impl<M: Maps> Engine<M> {
         if self.queue.is_empty() && !self.complete {
             let ops = self.tables.finish_adoption(now_ms);
             self.complete = true;
-            self.apply(&adoption(), ops, now_ms);
+            // Of what no Service claims, nobody knows the protocol.
+            let gone = gone(&ops, |_| true);
+            self.apply(&adoption(), ops, gone, now_ms);
         }
         self.note_synced();
         self.metrics.set_no_local(
@@ -216,9 +231,11 @@ impl<M: Maps> Engine<M> {
         let ports = self.world.compile(name);
         self.note_health_port(name);
         self.note_without_local(name, &ports);
+        let udp = self.tables.udp_ports(name);
         let (ops, refused) = self.tables.update(name, ports, now_ms);
         self.note_refused(name, refused);
-        self.apply(name, ops, now_ms);
+        let gone = gone(&ops, |service| udp.contains(&service));
+        self.apply(name, ops, gone, now_ms);
         if !self.waiting.contains_key(name) {
             for trigger in self.triggers.open.remove(name).unwrap_or_default() {
                 self.metrics.programmed_after(wall_ms.saturating_sub(trigger));
@@ -227,25 +244,28 @@ impl<M: Maps> Engine<M> {
     }
 
     /// Applies operations of a Service, behind those of it that wait.
-    fn apply(&mut self, name: &ObjectName, ops: Vec<Op>, now_ms: u64) {
+    fn apply(&mut self, name: &ObjectName, ops: Vec<Op>, gone: Vec<Gone>, now_ms: u64) {
         if !self.synced {
             self.first_writes += ops.len();
         }
         if let Some(waiting) = self.waiting.get_mut(name) {
             waiting.ops.extend(ops);
+            waiting.gone.extend(gone);
             waiting.retry_at_ms = now_ms;
             self.retry(now_ms);
         } else if !ops.is_empty() {
-            self.attempt(name, Waiting { ops, ..Waiting::default() }, now_ms);
+            self.attempt(name, Waiting { ops, gone, ..Waiting::default() }, now_ms);
         }
     }
 
     fn attempt(&mut self, name: &ObjectName, mut waiting: Waiting, now_ms: u64) {
         match self.maps.apply(&waiting.ops) {
-            Ok(()) if waiting.attempts > 0 => {
-                tracing::info!(service = %name, attempts = waiting.attempts + 1, "programmed after failures");
+            Ok(()) => {
+                self.gone.append(&mut waiting.gone);
+                if waiting.attempts > 0 {
+                    tracing::info!(service = %name, attempts = waiting.attempts + 1, "programmed after failures");
+                }
             }
-            Ok(()) => {}
             Err((index, error)) => {
                 // Operations tolerate being applied twice, so an index too small costs nothing.
                 waiting.ops.drain(..index.min(waiting.ops.len()));
@@ -337,6 +357,17 @@ impl<M: Maps> Engine<M> {
             None => self.without_local.remove(name),
         };
     }
+}
+
+/// The backends that operations take from Service ports of interest.
+fn gone(ops: &[Op], is_of_interest: impl Fn(u32) -> bool) -> Vec<Gone> {
+    let gone = ops.iter().filter_map(|op| match op {
+        Op::SetBackend(_, backend) if backend.state == BackendState::Gone => {
+            Some(Gone { address: backend.address, service: backend.service })
+        }
+        _ => None,
+    });
+    gone.filter(|gone| is_of_interest(gone.service)).collect()
 }
 
 /// The name under which the removal of what no Service claimed is reported and retried.

@@ -31,6 +31,7 @@ use crate::{
     masquerade,
     metrics::Metrics,
     model::Change,
+    sockets::{self, Gone},
     source::{self, SourceError, SourceOptions},
     tables::Capacity,
 };
@@ -130,6 +131,13 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let source_options = SourceOptions { node_name: options.node_name.clone(), external_ips: options.external_ips };
     let source = source.start(source_options, changes_sender);
 
+    // Without socket hooks, nobody has redirected a socket.
+    let sockets = match &options.cgroup {
+        Some(_) => Some(
+            sockets::start(options.bpffs.clone(), metrics.clone()).context("cannot start the thread for sockets")?,
+        ),
+        None => None,
+    };
     let engine = Engine::new(engine::adopt(options.capacity, &observed), dataplane, metrics.clone());
     let agent = Agent {
         options,
@@ -140,6 +148,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         health,
         metrics,
         node_ports,
+        sockets,
         started: Instant::now(),
         changes,
         events,
@@ -188,6 +197,8 @@ struct Agent {
     health: Arc<Health>,
     metrics: Arc<Metrics>,
     node_ports: health::node_ports::Handle,
+    /// Who tells sockets that their backend is gone.
+    sockets: Option<std::sync::mpsc::Sender<Vec<Gone>>>,
     started: Instant,
     changes: mpsc::Receiver<Change>,
     events: mpsc::Receiver<InterfaceEvent>,
@@ -253,8 +264,15 @@ impl Agent {
         self.report();
     }
 
-    /// Tells health what the engine has come to.
+    /// Tells health and sockets what the engine has come to.
     fn report(&mut self) {
+        let gone = self.engine.take_gone();
+        if let Some(sockets) = self.sockets.as_ref().filter(|_| !gone.is_empty())
+            && sockets.send(gone).is_err()
+        {
+            tracing::error!("the thread for sockets has ended; sockets are not told of vanished backends any more");
+            self.sockets = None;
+        }
         if self.engine.is_synced() {
             self.health.set_synced();
         }

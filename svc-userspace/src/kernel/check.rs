@@ -5,6 +5,7 @@
 use std::{fs, io, os::fd::AsFd, path::Path};
 
 use super::{attach, cgroup, error::KernelError, pins, sys};
+use crate::sockets::diag;
 
 /// How a finding affects the dataplane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -51,6 +52,7 @@ pub fn run(bpffs: &Path, cgroup: Option<&Path>) -> Vec<Finding> {
     findings.push(classifiers());
     findings.push(set_retval());
     findings.push(netns_cookie());
+    findings.extend(cgroup.map(|_| socket_destroy(diag::probe())));
     findings.push(nf_tables());
     findings.push(forwarding("net/ipv4/ip_forward", "IPv4"));
     findings.push(forwarding("net/ipv6/conf/all/forwarding", "IPv6"));
@@ -224,6 +226,27 @@ fn netns_cookie() -> Finding {
     }
 }
 
+fn socket_destroy(tried: io::Result<()>) -> Finding {
+    let consequence = "connected UDP sockets of the host are not told when their backend goes away, and stick to it";
+    match tried {
+        Ok(()) => {
+            Finding::ok("SOCK_DESTROY", "connected UDP sockets of the host are told when their backend goes away")
+        }
+        Err(error) if diag::is_unsupported(&error) => Finding::not(
+            Verdict::Degraded,
+            "SOCK_DESTROY of UDP sockets missing",
+            consequence,
+            "use a kernel with CONFIG_INET_DIAG_DESTROY and CONFIG_INET_UDP_DIAG, or load the module udp_diag",
+        ),
+        Err(error) => Finding::not(
+            Verdict::Degraded,
+            format!("SOCK_DESTROY of UDP sockets cannot be tried ({error})"),
+            consequence,
+            "run with the capability NET_ADMIN, and with the interface lo up",
+        ),
+    }
+}
+
 fn nf_tables() -> Finding {
     match crate::masquerade::probe() {
         Ok(()) => Finding::ok("nf_tables NAT", "the kernel chooses the source ports of masqueraded flows"),
@@ -267,6 +290,16 @@ mod tests {
         assert_eq!(verdict("6.1.0"), Verdict::Ok);
         assert_eq!(verdict("10.0"), Verdict::Ok);
         assert_eq!(verdict(""), Verdict::Missing);
+    }
+
+    #[test]
+    fn a_kernel_that_cannot_destroy_sockets_is_told_from_a_machine_that_cannot_try() {
+        let finding = |code| socket_destroy(Err(io::Error::from_raw_os_error(code)));
+        assert_eq!(socket_destroy(Ok(())).verdict, Verdict::Ok);
+        let unsupported = finding(libc::EOPNOTSUPP);
+        assert_eq!(unsupported.verdict, Verdict::Degraded);
+        assert!(unsupported.remedy.contains("CONFIG_INET_DIAG_DESTROY"), "{}", unsupported.remedy);
+        assert!(finding(libc::ENETUNREACH).remedy.contains("lo up"));
     }
 
     #[test]

@@ -26,11 +26,13 @@ mod memory;
 pub mod object;
 mod observe;
 mod pins;
+mod redirects;
 mod sys;
 pub mod view;
 
 pub use cleanup::{CleanupReport, cleanup};
 pub use error::{ApplyError, KernelError};
+pub use redirects::Redirects;
 
 /// Bit of `skb->mark` that asks for masquerading; see [`crate::masquerade`].
 pub const MASQUERADE_MARK: u32 = 0x1000;

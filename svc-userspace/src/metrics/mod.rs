@@ -53,6 +53,8 @@ pub struct Metrics {
     apply_failures: Counter,
     attach_failures: Counter,
     interfaces_missing: Gauge,
+    sockets_destroyed: Counter,
+    socket_sweep_failures: Counter,
     problems: Family<[Label; 4], Gauge>,
     problem_fields: Mutex<BTreeMap<(String, String), BTreeSet<String>>>,
     refused: Family<[Label; 2], Gauge>,
@@ -79,6 +81,8 @@ impl Metrics {
             apply_failures: Counter::default(),
             attach_failures: Counter::default(),
             interfaces_missing: Gauge::default(),
+            sockets_destroyed: Counter::default(),
+            socket_sweep_failures: Counter::default(),
             problems: Family::default(),
             problem_fields: Mutex::default(),
             refused: Family::default(),
@@ -129,6 +133,16 @@ impl Metrics {
             "svc_interfaces_unattached",
             "Interfaces that should have programs and do not",
             self.interfaces_missing.clone(),
+        );
+        r.register(
+            "svc_sockets_destroyed",
+            "UDP sockets of the host that were told that their backend is gone",
+            self.sockets_destroyed.clone(),
+        );
+        r.register(
+            "svc_socket_sweep_failures",
+            "Failures to find or tell such sockets",
+            self.socket_sweep_failures.clone(),
         );
         r.register(
             "svc_object_problem",
@@ -207,6 +221,16 @@ impl Metrics {
     /// An attachment failed.
     pub fn attach_failed(&self) {
         self.attach_failures.inc();
+    }
+
+    /// Sockets were told that their backend is gone.
+    pub fn sockets_destroyed(&self, count: usize) {
+        self.sockets_destroyed.inc_by(count as u64);
+    }
+
+    /// Sockets could not be found or told.
+    pub fn socket_sweep_failed(&self) {
+        self.socket_sweep_failures.inc();
     }
 
     /// Interfaces without the programs they should have.

@@ -231,6 +231,12 @@ impl Tables {
         [ops.remove_vips, ops.set_vips].concat()
     }
 
+    /// Ids of the UDP ports of a Service as they are programmed.
+    pub fn udp_ports(&self, service: &ObjectName) -> Vec<u32> {
+        let ports = self.services.get(service).into_iter().flatten();
+        ports.filter(|(key, _)| key.protocol == Protocol::Udp).map(|(_, port)| port.id).collect()
+    }
+
     /// Who owns a frontend address, if anybody does.
     pub fn owner(&self, address: &FrontendAddress) -> Option<&PortKey> {
         self.owners.get(address).and_then(|id| self.keys.get(id))

@@ -8,6 +8,7 @@ use crate::{
     kernel::view::Snapshot,
     metrics::Metrics,
     model::{Change, Endpoint, Family, ObjectName, Protocol, Service, ServicePort, Slice, SlicePort},
+    sockets::Gone,
     tables::{Capacity, FrontendAddress, Observed, Op, Tables},
 };
 
@@ -276,4 +277,56 @@ fn programming_latency_counts_each_trigger_after_the_first_sync_once() {
     engine.step(100, 0, 9_000);
     assert!(metric(&engine, &count(1)));
     assert!(metric(&engine, "kubeproxy_network_programming_duration_seconds_sum 0.25"));
+}
+
+/// What [`service`] and [`slice`] make, over UDP.
+fn over_udp(change: Change) -> Change {
+    match change {
+        Change::Service(name, Some(mut service)) => {
+            service.ports.iter_mut().for_each(|port| port.protocol = Protocol::Udp);
+            Change::Service(name, Some(service))
+        }
+        Change::Slice(name, Some(mut slice)) => {
+            slice.ports.iter_mut().for_each(|port| port.protocol = Protocol::Udp);
+            Change::Slice(name, Some(slice))
+        }
+        other => other,
+    }
+}
+
+#[test]
+fn backends_of_udp_that_are_gone_from_the_maps_are_told_once() {
+    let mut engine = ready();
+    for endpoints in [&[[10, 1, 0, 1], [10, 1, 0, 2]][..], &[[10, 1, 0, 1]]] {
+        for change in [service("tcp", 1), slice("tcp", endpoints, None)] {
+            engine.change(change);
+        }
+        for change in [service("udp", 2), slice("udp", endpoints, None)] {
+            engine.change(over_udp(change));
+        }
+        assert_eq!(engine.take_gone(), []);
+        engine.step(100, 0, 0);
+    }
+    let gone = |address: &str| Gone { address: address.parse().expect("an address"), service: 2 };
+    assert_eq!(engine.take_gone(), [gone("10.1.0.2:8080")]);
+    assert_eq!(engine.take_gone(), []);
+    engine.change(Change::Service(name("tcp"), None));
+    engine.change(Change::Service(name("udp"), None));
+    engine.step(100, 0, 0);
+    assert_eq!(engine.take_gone(), [gone("10.1.0.1:8080")]);
+}
+
+#[test]
+fn a_backend_is_not_gone_before_its_removal_is_written() {
+    let mut engine = ready();
+    for endpoints in [&[[10, 1, 0, 1], [10, 1, 0, 2]][..], &[[10, 1, 0, 1]]] {
+        engine.change(over_udp(service("a", 1)));
+        engine.change(over_udp(slice("a", endpoints, None)));
+        engine.step(100, 0, 0);
+        engine.maps().broken_port = Some(1);
+    }
+    assert_eq!(engine.take_gone(), []);
+    engine.maps().broken_port = None;
+    engine.tick(200);
+    assert_eq!(engine.take_gone().len(), 1);
 }
