@@ -8,7 +8,7 @@ use std::{
 use crate::{
     LabError, binary,
     place::{Place, capture},
-    probe::{Failure, Outcome, Protocol, Report, Success},
+    probe::{Failure, Outcome, Outcomes, Protocol, Report, Success},
     process::Process,
 };
 
@@ -125,7 +125,7 @@ impl Request {
     }
 
     fn arguments(&self) -> Vec<String> {
-        let mut arguments = vec!["probe".into(), self.protocol.as_str().into(), self.destination.to_string()];
+        let mut arguments = vec![self.protocol.as_str().into(), self.destination.to_string()];
         arguments.extend(self.options.iter().cloned());
         arguments
     }
@@ -135,8 +135,26 @@ impl Place {
     /// Sends from a new process in this place; the outcome of each request, in order.
     pub fn ask_all(&self, request: &Request) -> Result<Vec<Result<Success, Failure>>, LabError> {
         let mut command = self.command(binary::lab()?)?;
-        command.args(request.arguments());
-        capture(&mut command, None)?.lines().map(|line| outcome(line).map(settle)).collect()
+        command.arg("probe").args(request.arguments());
+        capture(&mut command, None)?.lines().map(|line| parse(line).map(settle)).collect()
+    }
+
+    /// Sends many requests from one new process in this place, `workers` at a time; the outcomes of each, in order.
+    pub fn ask_many(
+        &self,
+        requests: &[Request],
+        workers: usize,
+    ) -> Result<Vec<Vec<Result<Success, Failure>>>, LabError> {
+        let lines: Vec<String> = requests.iter().map(|request| request.arguments().join(" ") + "\n").collect();
+        let mut command = self.command(binary::lab()?)?;
+        command.args(["probes", "--workers", &workers.to_string()]);
+        let mut all = vec![Vec::new(); requests.len()];
+        for line in capture(&mut command, Some(&lines.concat()))?.lines() {
+            let Outcomes { line, outcomes } = parse(line)?;
+            let slot = all.get_mut(line).ok_or_else(|| LabError::Invalid(format!("there is no request {line}")))?;
+            *slot = outcomes.into_iter().map(settle).collect();
+        }
+        Ok(all)
     }
 
     /// Sends one request from a new process in this place. A failure of the lab itself has kind `Other`.
@@ -160,10 +178,10 @@ impl Place {
     pub fn steady(&self, request: &Request, interval_ms: u64, log: &Path) -> Result<Steady, Failure> {
         let start = || {
             let mut command = self.command(binary::lab()?)?;
-            command.args(request.arguments()).args(["--steady", &interval_ms.to_string()]);
+            command.arg("probe").args(request.arguments()).args(["--steady", &interval_ms.to_string()]);
             let mut process = Process::start(command, log)?;
             let line = process.line()?;
-            Ok((process, outcome(&line)?))
+            Ok((process, parse(&line)?))
         };
         let (process, first) = start().map_err(|error: LabError| Failure::lab(error))?;
         Ok(Steady { process, first: settle(first)? })
@@ -197,14 +215,14 @@ impl Steady {
     }
 
     fn read(&mut self) -> Result<Report, LabError> {
-        match outcome(&self.process.line()?)? {
+        match parse(&self.process.line()?)? {
             Outcome::Report(report) => Ok(report),
             other => Err(LabError::Invalid(format!("the probe said {other:?} in place of a report"))),
         }
     }
 }
 
-fn outcome(line: &str) -> Result<Outcome, LabError> {
+fn parse<T: serde::de::DeserializeOwned>(line: &str) -> Result<T, LabError> {
     serde_json::from_str(line).map_err(|error| LabError::Invalid(format!("the probe said {line:?}: {error}")))
 }
 

@@ -28,6 +28,7 @@ pub mod echo;
 mod error;
 mod lab;
 pub mod manifests;
+pub mod model;
 mod place;
 pub mod plan;
 pub mod probe;

@@ -18,6 +18,8 @@ enum Task {
     Echo(svc_lab::echo::Options),
     /// Send requests and print who answered, as lines of JSON
     Probe(svc_lab::probe::Options),
+    /// Send the requests of many probes, whose command lines are read from standard input
+    Probes(svc_lab::probe::BatchOptions),
     /// Build a cluster of two nodes and show every path of a Service
     Demo(svc_lab::demo::Options),
     /// Remove what labs left behind whose process is gone
@@ -42,6 +44,7 @@ fn run(task: &Task) -> anyhow::Result<()> {
     match task {
         Task::Echo(options) => svc_lab::echo::run(options)?,
         Task::Probe(options) => svc_lab::probe::run(options)?,
+        Task::Probes(options) => svc_lab::probe::run_batch(options)?,
         Task::Demo(options) => svc_lab::demo::run(options)?,
         Task::Clean { lab } => {
             for id in svc_lab::clean(lab.as_deref())? {

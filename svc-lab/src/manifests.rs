@@ -218,27 +218,38 @@ pub struct Endpoint<'a> {
     pub serving: bool,
     /// Condition `terminating`.
     pub terminating: bool,
+    /// `hints.forNodes`, by name.
+    pub for_nodes: &'a [String],
+    /// `hints.forZones`, by name.
+    pub for_zones: &'a [String],
 }
 
 impl<'a> Endpoint<'a> {
     /// Ready and serving.
     pub fn ready(pod: &'a Pod) -> Self {
-        Self { pod, ready: true, serving: true, terminating: false }
+        Self { pod, ready: true, serving: true, terminating: false, for_nodes: &[], for_zones: &[] }
     }
 
     /// On its way out, but still serving.
     pub fn terminating(pod: &'a Pod) -> Self {
-        Self { pod, ready: false, serving: true, terminating: true }
+        Self { ready: false, terminating: true, ..Self::ready(pod) }
     }
 
     fn item(&self, family: &str) -> Value {
-        let Self { pod, ready, serving, terminating } = self;
+        let Self { pod, ready, serving, terminating, for_nodes, for_zones } = self;
         let address: IpAddr = if family == "IPv4" { pod.addresses.v4.into() } else { pod.addresses.v6.into() };
-        json!({
+        let names = |names: &[String]| names.iter().map(|name| json!({"name": name})).collect::<Vec<_>>();
+        let mut item = json!({
             "addresses": [address], "nodeName": format!("node{}", pod.node),
             "conditions": {"ready": ready, "serving": serving, "terminating": terminating},
             "targetRef": {"kind": "Pod", "name": pod.name()},
-        })
+        });
+        for (field, hints) in [("forNodes", for_nodes), ("forZones", for_zones)] {
+            if !hints.is_empty() {
+                item["hints"][field] = names(hints).into();
+            }
+        }
+        item
     }
 }
 

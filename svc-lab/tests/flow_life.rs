@@ -9,10 +9,13 @@ use anyhow::{Context, Result, ensure};
 use svc_lab::{Cni, Endpoint, FailureKind, Place, Pod, Protocol, Request, Service, Spec, Steady, until};
 
 use support::{
-    Cluster, LOCAL, PORT, PROTOCOLS, TARGET, WEB,
+    Cluster, PORT, PROTOCOLS, TARGET, WEB,
     flow::{PATIENCE, entries, forget, goes_on, moves_to, servers, settles},
     service, service_addresses,
 };
+
+/// Node port of the Service with policy Local.
+const LOCAL: u16 = 30081;
 
 /// Pods' sockets are not translated, so that their packets are.
 const PACKETS: [&str; 2] = ["--socket-lb", "off"];

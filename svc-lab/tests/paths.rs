@@ -1,5 +1,5 @@
-//! Every path of a Service with real agents and real packets: each shape of the pod network, each `rp_filter`, both
-//! families, both protocols, with sockets translated and without.
+//! What needs more than one request to a path: source ports that meet, long transfers, narrow links, fragments. Who is
+//! served on which path at all is the matrix's business (`tests/matrix/`).
 
 mod support;
 
@@ -8,133 +8,10 @@ use std::{net::IpAddr, process::Command, time::Duration};
 use anyhow::{Result, ensure};
 use svc_lab::{Cni, Lab, Mtu, Place, Pod, Protocol, Request, Spec, Steady, until};
 
-use support::{Cell, Cluster, LOCAL, PORT, PROTOCOLS, Seen, TARGET, WEB, service, service_addresses};
-
-/// The paths that do not need the socket hooks: clients in pods and outside.
-fn cells_of_packets(cluster: &Cluster) -> Vec<Cell<'_>> {
-    let Cluster { lab, client, near, far, host, .. } = cluster;
-    let (web, web_vips) = service_addresses(10);
-    let (_, local_vips) = service_addresses(11);
-    let outside = lab.outside();
-    let cell = |who, addresses, port, expected| Cell { who, addresses, port, expected };
-    let node = |index: u8| lab.node(index).addresses.both().to_vec();
-    // The CNI masquerades what a pod sends to an address that is no pod's, a backend in a node's network included.
-    let kept = || vec![(near, Seen::Own), (far, Seen::Own), (host, Seen::Node(1))];
-    let by_node_1 = || vec![(near, Seen::Own), (far, Seen::Node(1)), (host, Seen::Node(1))];
-    let by_node_2 = |own| vec![(near, Seen::Node(2)), (far, own), (host, own)];
-    vec![
-        cell(client, web.clone(), PORT, kept()),
-        cell(near, web, PORT, vec![(near, Seen::Itself), (far, Seen::Own), (host, Seen::Node(1))]),
-        cell(client, web_vips.clone(), PORT, kept()),
-        cell(client, node(1), WEB, kept()),
-        cell(client, node(2), WEB, by_node_2(Seen::Node(1))),
-        cell(client, node(1), LOCAL, vec![(near, Seen::Own)]),
-        cell(client, local_vips.clone(), PORT, vec![(near, Seen::Own)]),
-        cell(outside, node(1), WEB, by_node_1()),
-        cell(outside, node(2), WEB, by_node_2(Seen::Own)),
-        cell(outside, web_vips, PORT, by_node_1()),
-        cell(outside, node(1), LOCAL, vec![(near, Seen::Own)]),
-        cell(outside, node(2), LOCAL, vec![]),
-        cell(outside, local_vips, PORT, vec![(near, Seen::Own)]),
-    ]
-}
-
-/// The paths of processes of a node.
-fn cells_of_hosts(cluster: &Cluster) -> Vec<Cell<'_>> {
-    let Cluster { lab, near, far, host, .. } = cluster;
-    let (web, web_vips) = service_addresses(10);
-    let who: &Place = lab.node(1);
-    let loopback: Vec<IpAddr> = vec![std::net::Ipv4Addr::LOCALHOST.into(), std::net::Ipv6Addr::LOCALHOST.into()];
-    let node = |index: u8| lab.node(index).addresses.both().to_vec();
-    let all = |index| [near, far, host].map(|pod| (pod, Seen::Node(index))).to_vec();
-    let cell = |addresses, port, expected| Cell { who, addresses, port, expected };
-    vec![
-        cell(web, PORT, all(1)),
-        cell(web_vips, PORT, all(1)),
-        cell(node(1), WEB, all(1)),
-        cell(loopback, WEB, all(1)),
-        cell(node(2), WEB, vec![(near, Seen::Node(2)), (far, Seen::Node(1)), (host, Seen::Node(1))]),
-        cell(node(1), LOCAL, vec![(near, Seen::Node(1))]),
-    ]
-}
-
-fn every_path(spec: Spec) -> Result<()> {
-    let mut cluster = Cluster::build(spec)?;
-    let Cluster { near, far, host, .. } = &cluster;
-    cluster.publish("web", &service("web", 10, WEB), &[near, far, host])?;
-    let local = service("local", 11, LOCAL).spec("externalTrafficPolicy", "Local");
-    cluster.publish("local", &local, &[near])?;
-
-    let mut wrong = Vec::new();
-    for (mode, extra) in [("auto", &["--socket-lb", "auto"]), ("off", &["--socket-lb", "off"])] {
-        cluster.start(extra)?;
-        let mut cells = cells_of_packets(&cluster);
-        if mode == "auto" {
-            cells.extend(cells_of_hosts(&cluster));
-        }
-        for cell in cells {
-            wrong.extend(cell.check(&PROTOCOLS)?.into_iter().map(|what| format!("socket-lb {mode}: {what}")));
-        }
-        let losses = cluster.losses(&["policy_empty"])?;
-        wrong.extend(losses.into_iter().map(|what| format!("socket-lb {mode}: {what}")));
-    }
-    ensure!(cluster.drops(2, "policy_empty")? > 0, "node2 has not counted what policy Local made it drop");
-    ensure!(wrong.is_empty(), "{} cells are wrong:\n{}", wrong.len(), wrong.join("\n"));
-    Ok(())
-}
+use support::{Cluster, PORT, PROTOCOLS, TARGET, WEB, service, service_addresses};
 
 fn spec(cni: Cni, rp_filter: u8) -> Spec {
     Spec { cni, rp_filter, ..Spec::default() }
-}
-
-#[test]
-fn routed_pods_are_served_on_every_path_without_rp_filter() -> Result<()> {
-    every_path(spec(Cni::Routed, 0))
-}
-
-#[test]
-fn routed_pods_are_served_on_every_path_with_strict_rp_filter() -> Result<()> {
-    every_path(spec(Cni::Routed, 1))
-}
-
-#[test]
-fn routed_pods_are_served_on_every_path_with_loose_rp_filter() -> Result<()> {
-    every_path(spec(Cni::Routed, 2))
-}
-
-#[test]
-fn bridged_pods_are_served_on_every_path_without_rp_filter() -> Result<()> {
-    every_path(spec(Cni::Bridge, 0))
-}
-
-#[test]
-fn bridged_pods_are_served_on_every_path_with_strict_rp_filter() -> Result<()> {
-    every_path(spec(Cni::Bridge, 1))
-}
-
-#[test]
-fn bridged_pods_are_served_on_every_path_with_loose_rp_filter() -> Result<()> {
-    every_path(spec(Cni::Bridge, 2))
-}
-
-#[test]
-fn bridged_pods_are_served_on_every_path_with_br_netfilter() -> Result<()> {
-    every_path(Spec { br_netfilter: true, ..spec(Cni::Bridge, 1) })
-}
-
-#[test]
-fn pods_of_an_overlay_are_served_on_every_path_without_rp_filter() -> Result<()> {
-    every_path(spec(Cni::Vxlan, 0))
-}
-
-#[test]
-fn pods_of_an_overlay_are_served_on_every_path_with_strict_rp_filter() -> Result<()> {
-    every_path(spec(Cni::Vxlan, 1))
-}
-
-#[test]
-fn pods_of_an_overlay_are_served_on_every_path_with_loose_rp_filter() -> Result<()> {
-    every_path(spec(Cni::Vxlan, 2))
 }
 
 /// Waits until a probe has had so many answers more.

@@ -2,6 +2,7 @@
 //!
 //! They are processes so that the socket hooks of the place they run in see them. They decide nothing about success.
 
+mod batch;
 mod steady;
 mod tcp;
 mod udp;
@@ -14,6 +15,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use batch::Outcomes;
+pub use batch::{BatchOptions, run_batch};
 pub use steady::Report;
 
 use crate::echo::Answer;
@@ -179,8 +182,15 @@ pub fn run(options: &Options) -> io::Result<()> {
     if let Some(interval) = options.steady {
         return steady::run(options, Duration::from_millis(interval));
     }
+    each(options, |outcome| print(&outcome))
+}
+
+/// Sends the requests and gives away each one's outcome.
+fn each(options: &Options, mut tell: impl FnMut(Outcome) -> io::Result<()>) -> io::Result<()> {
+    let outcome =
+        |result: io::Result<Success>| result.map_or_else(|error| Outcome::Failed(error.into()), Outcome::Answered);
     if options.download.is_some() || options.upload.is_some() {
-        return print_result(tcp::transfer(options));
+        return tell(outcome(tcp::transfer(options)));
     }
     let mut kept = None;
     for number in 0..options.count {
@@ -194,7 +204,7 @@ pub fn run(options: &Options) -> io::Result<()> {
             Ok(success)
         });
         let failed = result.is_err();
-        print_result(result)?;
+        tell(outcome(result))?;
         if failed && options.stop_at_failure {
             break;
         }
@@ -208,10 +218,6 @@ fn print(outcome: &Outcome) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(&text)?;
     out.flush()
-}
-
-fn print_result(result: io::Result<Success>) -> io::Result<()> {
-    print(&result.map_or_else(|error| Outcome::Failed(error.into()), Outcome::Answered))
 }
 
 /// One socket to the destination: what requests are sent on.

@@ -1,18 +1,14 @@
-//! A cluster with agents, and the table of who may answer whom. It sends real packets and collects what is not right;
-//! the tests decide what to build and when to look.
+//! A cluster with agents, and the Services that tests publish in it. It judges nothing but what every test forbids.
 
 #![allow(dead_code, reason = "every test program uses a part of it")]
 
 pub(crate) mod flow;
 
-use std::{
-    collections::BTreeSet,
-    net::{IpAddr, SocketAddr},
-};
+use std::net::IpAddr;
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
-use svc_lab::{Agent, Lab, Manifests, Place, Pod, Protocol, Request, Service, Source, Spec, plan};
+use svc_lab::{Agent, Lab, Manifests, Place, Pod, Protocol, Service, Source, Spec};
 
 /// Both protocols.
 pub(crate) const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
@@ -22,8 +18,6 @@ pub(crate) const PORT: u16 = 80;
 pub(crate) const TARGET: u16 = 8080;
 /// Node port of `web`.
 pub(crate) const WEB: u16 = 30080;
-/// Node port of `local`.
-pub(crate) const LOCAL: u16 = 30081;
 
 /// Two nodes with an agent each. `near` is on node 1, `far` on node 2, `host` in node 2's own network.
 pub(crate) struct Cluster {
@@ -127,98 +121,4 @@ pub(crate) fn service_addresses(nth: u16) -> (Vec<IpAddr>, Vec<IpAddr>) {
 pub(crate) fn service(name: &str, nth: u16, node_port: u16) -> Service {
     let (cluster, balancer) = service_addresses(nth);
     Service::new("shop", name, &cluster).node_port(PORT, TARGET, node_port).load_balancer(&balancer)
-}
-
-/// What must be true of the client address that the backend sees.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Seen {
-    /// The client's own.
-    Own,
-    /// A pod reached itself: the address that was asked, or its own.
-    Itself,
-    /// One of this node's.
-    Node(u8),
-}
-
-/// Who asks for what, and who answers: all of these, and nobody else.
-pub(crate) struct Cell<'a> {
-    pub(crate) who: &'a Place,
-    pub(crate) addresses: Vec<IpAddr>,
-    pub(crate) port: u16,
-    pub(crate) expected: Vec<(&'a Pod, Seen)>,
-}
-
-impl Cell<'_> {
-    /// Asks over both protocols and all addresses; what is not right.
-    pub(crate) fn check(&self, protocols: &[Protocol]) -> Result<Vec<String>> {
-        let mut wrong = Vec::new();
-        for &address in &self.addresses {
-            for &protocol in protocols {
-                let asked = SocketAddr::new(address, self.port);
-                let found =
-                    if self.expected.is_empty() { self.silence(protocol, asked) } else { self.ask(protocol, asked)? };
-                let title = format!("{} → {asked} {}", self.who.name(), protocol.as_str());
-                wrong.extend(found.into_iter().map(|what| format!("{title}: {what}")));
-            }
-        }
-        Ok(wrong)
-    }
-
-    fn silence(&self, protocol: Protocol, asked: SocketAddr) -> Vec<String> {
-        match self.who.ask(&Request::new(protocol, asked).timeout_ms(300)) {
-            Err(failure) if failure.kind == svc_lab::FailureKind::Timeout => Vec::new(),
-            Err(failure) => vec![format!("no silence but {failure}")],
-            Ok(success) => vec![format!("{} answered", success.answer.server)],
-        }
-    }
-
-    /// Asks in rounds until every backend has answered: with three, one is missed once in 10¹³ runs.
-    fn ask(&self, protocol: Protocol, asked: SocketAddr) -> Result<Vec<String>> {
-        let mut wrong = BTreeSet::new();
-        let mut missing: BTreeSet<&str> = self.expected.iter().map(|(pod, _)| pod.name()).collect();
-        let each = if self.expected.len() == 1 { 2 } else { 9 };
-        for _ in 0..9 {
-            let request = Request::new(protocol, asked).count(each).stop_at_failure();
-            for outcome in self.who.ask_all(&request)? {
-                let success = match outcome {
-                    Ok(success) => success,
-                    Err(failure) => {
-                        wrong.insert(failure.to_string());
-                        continue;
-                    }
-                };
-                let (server, seen) = (success.answer.server.as_str(), success.answer.client.ip());
-                missing.remove(server);
-                if success.peer != asked {
-                    wrong.insert(format!("{server} answered as {}", success.peer));
-                }
-                let expected = self.expected.iter().find(|(pod, _)| pod.name() == server);
-                if !expected.is_some_and(|&(_, expected)| self.is_right(expected, seen, asked.ip())) {
-                    wrong.insert(format!("{server} saw {seen}, not {:?}", expected.map(|(_, seen)| seen)));
-                }
-            }
-            if missing.is_empty() || !wrong.is_empty() {
-                break;
-            }
-        }
-        if wrong.is_empty() {
-            wrong.extend(missing.into_iter().map(|name| format!("{name} never answered")));
-        }
-        Ok(wrong.into_iter().collect())
-    }
-
-    fn is_right(&self, expected: Seen, seen: IpAddr, asked: IpAddr) -> bool {
-        let own = || match self.who.name() {
-            "outside" => seen == plan::OUTSIDE.like(seen),
-            name => self.expected.iter().any(|(pod, _)| pod.name() == name && pod.addresses.like(seen) == seen),
-        };
-        match expected {
-            // A client that is no backend of what it asks for has the first address of its node.
-            Seen::Own => own() || (self.who.name() == "client" && seen == plan::pod(1, 0).like(seen)),
-            Seen::Itself => seen == asked || own(),
-            Seen::Node(index) => [plan::node(index), plan::gateway(index), plan::pod_net(index)]
-                .iter()
-                .any(|addresses| addresses.like(seen) == seen),
-        }
-    }
 }

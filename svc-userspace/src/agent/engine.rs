@@ -144,7 +144,7 @@ impl<M: Maps> Engine<M> {
     /// Takes note of the node's own addresses.
     pub fn set_own_addresses(&mut self, addresses: HashSet<IpAddr>, now_ms: u64) {
         let ops = self.tables.set_own_addresses(addresses);
-        self.apply(&ObjectName::new("", "(the node's own addresses)"), ops, now_ms);
+        self.apply(&ObjectName::new("", "(the node's own addresses)"), ops, Vec::new(), now_ms);
     }
 
     /// Takes note that interfaces and addresses have been listed.

@@ -1,4 +1,4 @@
-//! Rows of the behaviour, one by one, and the whole against a naive model written from the rules.
+//! Rows of the behaviour, one by one. `tests/compile_model.rs` compares the whole with a model of the rules.
 
 use proptest::{collection::vec, prelude::*, sample::Index};
 
@@ -272,58 +272,10 @@ fn any_slices() -> impl Strategy<Value = Vec<Slice>> {
         .prop_map(|slices| slices.into_iter().map(|(endpoints, port)| slice("s", port, endpoints)).collect())
 }
 
-/// The two sets, by quantifying over all endpoints the way the rules are worded.
-fn naive(slices: &[Slice]) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
-    let all: Vec<(SocketAddr, &Endpoint)> = slices
-        .iter()
-        .flat_map(|slice| slice.endpoints.iter().map(|e| (SocketAddr::new(e.address, slice.ports[0].port), e)))
-        .collect();
-    let best: Vec<_> = all
-        .iter()
-        .filter(|(address, endpoint)| {
-            !all.iter().any(|(other, rival)| {
-                let rank = |e: &Endpoint| {
-                    (e.terminating, !e.ready, !e.serving, e.node.clone(), e.hint_nodes.clone(), e.hint_zones.clone())
-                };
-                other == address && rank(rival) < rank(endpoint)
-            })
-        })
-        .collect();
-    let pick = |wanted: &dyn Fn(&Endpoint) -> bool| -> Vec<SocketAddr> {
-        let mut found: Vec<_> = best.iter().filter(|(_, e)| wanted(e)).map(|(address, _)| *address).collect();
-        found.sort();
-        found.dedup();
-        found
-    };
-    let at_node = |e: &Endpoint| e.hint_nodes.iter().any(|name| **name == *"node-a");
-    let in_zone = |e: &Endpoint| e.hint_zones.iter().any(|name| **name == *"zone-1");
-    let every_ready = |has: &dyn Fn(&Endpoint) -> bool| best.iter().all(|(_, e)| !e.ready || has(e));
-    let by_node = pick(&|e| e.ready && at_node(e));
-    let by_zone = pick(&|e| e.ready && in_zone(e));
-    let mut cluster = if every_ready(&|e| !e.hint_nodes.is_empty()) && !by_node.is_empty() {
-        by_node
-    } else if every_ready(&|e| !e.hint_zones.is_empty()) && !by_zone.is_empty() {
-        by_zone
-    } else {
-        pick(&|e| e.ready)
-    };
-    if cluster.is_empty() {
-        cluster = pick(&|e| e.serving && e.terminating);
-    }
-    let is_here = |e: &Endpoint| e.node.as_deref() == Some("node-a");
-    let mut local = pick(&|e| e.ready && is_here(e));
-    if local.is_empty() {
-        local = pick(&|e| e.serving && e.terminating && is_here(e));
-    }
-    (cluster, local)
-}
-
 proptest! {
     #[test]
-    fn the_sets_are_those_of_the_rules(slices in any_slices()) {
+    fn backends_are_sorted_and_only_those_that_no_set_names_are_unused(slices in any_slices()) {
         let table = only_table(&service(), &slices);
-        let addresses = |set: &[usize]| -> Vec<SocketAddr> { set.iter().map(|i| table.backends[*i].address).collect() };
-        prop_assert_eq!((addresses(&table.cluster), addresses(&table.local)), naive(&slices));
         prop_assert!(table.backends.is_sorted_by(|a, b| a.address < b.address));
         for (index, backend) in table.backends.iter().enumerate() {
             prop_assert_eq!(backend.unused.is_none(), table.cluster.contains(&index));
