@@ -173,7 +173,7 @@ fn echo(to: IpAddr) -> Result<()> {
         IpAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6, [128, 129], 0),
     };
     let socket = socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
-    setsockopt(&socket, ReceiveTimeout, TimeVal::seconds(5))?;
+    setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(5))?;
     // Identifier and sequence number are this thread's and the address's own, so that it takes no other's reply.
     let mark = std::process::id().to_be_bytes();
     let mut packet = vec![request, 0, 0, 0, mark[2], mark[3], 0, 1];
