@@ -88,7 +88,7 @@ impl Tables {
                 if let Some(owner) = self.held.as_ref().and_then(|held| held.get(&address))
                     && owner != service
                 {
-                    return Err((key.clone(), Reason::Held { address, owner: owner.clone() }));
+                    return Err((key.clone(), Reason::Held { address, owner: Box::new(owner.clone()) }));
                 }
                 let owner = self.owner(&address).filter(|owner| {
                     // Another port of the same Service gives it up in this very update, unless it stays as it is.

@@ -40,7 +40,7 @@ pub enum Reason {
         /// The address.
         address: FrontendAddress,
         /// Who had it.
-        owner: ObjectName,
+        owner: Box<ObjectName>,
     },
     /// A map is full.
     #[error(
