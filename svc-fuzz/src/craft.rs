@@ -152,9 +152,8 @@ impl Frame {
                 [&ports, &[0, 0, 3, 232, 0, 0, 0, 1, 0x50, flags, 0xfa, 0, 0, 0, 0, 0][..]].concat()
             }
             Transport::Sctp(kind) => {
-                // The packet path must not touch CRC32c: any four bytes do.
                 let length = (self.payload.len() as u16 + 4).to_be_bytes();
-                [&ports, &[0, 0, 0, 1, 0xc3, 0x2c, 0x55, 0xaa, kind, 0][..], &length[..]].concat()
+                [&ports, &[0, 0, 0, 1, 0, 0, 0, 0, kind, 0][..], &length[..]].concat()
             }
             Transport::Echo { reply } => {
                 let kind = match (self.source.is_ipv4(), reply) {
@@ -174,6 +173,15 @@ impl Frame {
 
     /// Writes the transport checksum.
     fn seal(&self, content: &mut [u8], protocol: u8) {
+        if let (SCTP, Some(_)) = (protocol, content.get(8..12)) {
+            let sum = u32::from_be_bytes(wire::crc32c(content));
+            let sum = match self.checksum {
+                Checksum::Right => sum,
+                Checksum::Off(by) => sum ^ u32::from(by),
+                Checksum::Zero => 0,
+            };
+            content[8..12].copy_from_slice(&sum.to_be_bytes());
+        }
         let at = match protocol {
             TCP => 16,
             UDP => 6,
@@ -286,6 +294,10 @@ pub fn answer(packet: &[u8], tcp_flags: u8) -> Option<Vec<u8>> {
     answer[destination].copy_from_slice(&packet[source]);
     answer[ports..ports + 2].copy_from_slice(&packet[ports + 2..ports + 4]);
     answer[ports + 2..ports + 4].copy_from_slice(&packet[ports..ports + 2]);
+    if layout.protocol == SCTP && layout.is_complete && packet.len() >= ports + 12 {
+        let sum = wire::crc32c(&answer[layout.payload.clone()]);
+        answer[ports + 8..ports + 12].copy_from_slice(&sum);
+    }
     if layout.protocol == TCP {
         answer[ports + 13] = tcp_flags;
         let (old, new) = (u16::from(packet[ports + 13]), u16::from(tcp_flags));

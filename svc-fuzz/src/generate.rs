@@ -7,15 +7,16 @@ use std::net::SocketAddr;
 use arbitrary::{Result, Unstructured};
 use svc_common::frontend::{
     FLAG_CLUSTER_IP, FLAG_EXTERNAL_IP, FLAG_HOST_ONLY, FLAG_INSIDE_DROP, FLAG_LOAD_BALANCER, FLAG_NODE_PORT,
-    FLAG_OUTSIDE_DROP,
+    FLAG_OUTSIDE_DROP, FLAG_SOURCE_RANGES,
 };
+use svc_common::vip::{VIP_INSIDE, VIP_OUTSIDE};
 
 use crate::{
     case::{Case, Event},
     craft::{ACK, Checksum, FIN, Fragment, Frame, RST, SYN, Transport, error},
     world::{
         BACKEND_PORT, BACKENDS, BackendPlan, Change, FRONTENDS, FrontendPlan, InterfacePlan, OTHER_PORT, Packet, SLOTS,
-        Setting, address,
+        Setting, UNOWNED, address,
     },
 };
 
@@ -58,7 +59,11 @@ fn setting(u: &mut Unstructured<'_>) -> Result<Setting> {
         })
         .collect::<Result<_>>()?;
     let frontends = (0..FRONTENDS.len()).map(|n| frontend(u, n)).collect::<Result<_>>()?;
-    Ok(Setting { interface, backends, slots, frontends })
+    Ok(Setting { interface, backends, slots, frontends, vips: vips(u)?, targets: u.arbitrary()? })
+}
+
+fn vips(u: &mut Unstructured<'_>) -> Result<u32> {
+    if u.arbitrary()? { Ok(VIP_INSIDE | VIP_OUTSIDE) } else { Ok(*u.choose(&[VIP_INSIDE, VIP_OUTSIDE, 0])?) }
 }
 
 fn interface(u: &mut Unstructured<'_>) -> Result<InterfacePlan> {
@@ -75,6 +80,7 @@ fn frontend(u: &mut Unstructured<'_>, n: usize) -> Result<FrontendPlan> {
     let extra = match u.int_in_range(0..=9)? {
         0 => FLAG_INSIDE_DROP | FLAG_OUTSIDE_DROP,
         1 => FLAG_HOST_ONLY,
+        2 => FLAG_SOURCE_RANGES,
         _ => 0,
     };
     let mut range = || -> Result<(u32, u32)> {
@@ -117,13 +123,15 @@ fn event(u: &mut Unstructured<'_>, conversations: &[Conversation]) -> Result<Eve
 
 fn change(u: &mut Unstructured<'_>) -> Result<Change> {
     let n = u.choose_index(FRONTENDS.len())?;
-    Ok(match u.int_in_range(0..=7)? {
+    Ok(match u.int_in_range(0..=9)? {
         0 => Change::RemoveFrontend(n),
         1 | 2 => Change::SetFrontend(n, frontend(u, n)?),
         3 => Change::SetBackend(n, backend(u)?),
         4 => Change::RotateSlots(n),
         5 => Change::Interface(interface(u)?),
         6 => Change::Age(*u.choose(&[1, 93, 95, 1000, u32::MAX])?),
+        7 => Change::Vips(vips(u)?),
+        8 => Change::Targets(u.arbitrary()?),
         _ => Change::Evict(u.arbitrary::<u8>()?.into()),
     })
 }
@@ -145,22 +153,24 @@ fn packet(u: &mut Unstructured<'_>, conversations: &[Conversation]) -> Result<Pa
         return Ok(Packet { egress: u.arbitrary()?, bare: u.arbitrary()?, bytes });
     }
     let Conversation { is_v4, client, client_port, frontend, backend } = *u.choose(conversations)?;
-    let (vip, port, protocol, service) = FRONTENDS[frontend];
+    let (vip_host, port, protocol, service) = FRONTENDS[frontend];
     let backend_port = if service == 3 { BACKEND_PORT } else { OTHER_PORT };
     let at = |host, port| SocketAddr::new(address(is_v4, host), port);
-    let (client, vip, backend) = (at(client, client_port), at(vip, port), at(backend, backend_port));
-    let (egress, source, destination) = match u.int_in_range(0..=11)? {
-        0..=5 => (false, client, vip),
+    let (client, vip, backend) = (at(client, client_port), at(vip_host, port), at(backend, backend_port));
+    let (egress, source, destination) = match u.int_in_range(0..=12)? {
+        0..=4 => (false, client, vip),
+        5 => (u.ratio(1, 6)?, client, at(*u.choose(&[vip_host, UNOWNED, 99])?, *u.choose(&[81, port])?)),
         6 | 7 => (true, backend, client),
         8 => (false, backend, client),
         9 => (true, client, backend),
-        10 => (false, client, backend),
+        10 | 11 => (false, client, backend),
         _ => (u.arbitrary()?, vip, client),
     };
     let transport = match u.int_in_range(0..=15)? {
         0 => Transport::Sctp(u.int_in_range(0..=14)?),
-        1 => Transport::Echo { reply: u.arbitrary()? },
+        1 => Transport::Echo { reply: u.ratio(1, 4)? },
         2 => Transport::Other(u.arbitrary()?),
+        _ if protocol == crate::wire::SCTP => Transport::Sctp(*u.choose(&[0, 1, 1, 2, 3, 6, 10, 14])?),
         // The other protocol on the same port.
         3 if protocol == crate::wire::TCP => Transport::Udp,
         _ if protocol == crate::wire::TCP => Transport::Tcp(tcp_flags(u)?),

@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use etherparse::{NetHeaders, PacketHeaders, TransportHeader};
 
-use crate::wire::{ICMP, ICMPV6, Layout, Position, TCP, UDP, dissect, fold, network, word};
+use crate::wire::{ICMP, ICMPV6, Layout, Position, SCTP, TCP, UDP, crc32c, dissect, fold, network, word};
 
 /// What is known of a packet beside its bytes.
 #[derive(Clone, Copy, Debug)]
@@ -89,6 +89,11 @@ fn transport(before: &[u8], after: &[u8], layout: &Layout, at: Circumstances) ->
     };
     let ports = layout.payload.start;
     allowed.push(ports..ports + 4);
+    if layout.protocol == SCTP {
+        sctp(before, after, layout);
+        allowed.push(ports + 8..ports + 12);
+        return allowed;
+    }
     let Some(checksum) = layout.checksum() else { return allowed };
     allowed.push(checksum..checksum + 2);
     let is_udp = layout.protocol == UDP;
@@ -104,6 +109,85 @@ fn transport(before: &[u8], after: &[u8], layout: &Layout, at: Circumstances) ->
         );
     }
     allowed
+}
+
+/// SCTP: CRC32c changes with the ports by as much as it does for anybody, or stays zero (left to a device).
+fn sctp(before: &[u8], after: &[u8], layout: &Layout) {
+    let ports = layout.payload.start;
+    let field =
+        |bytes: &[u8]| u32::from_be_bytes([bytes[ports + 8], bytes[ports + 9], bytes[ports + 10], bytes[ports + 11]]);
+    if before[ports..ports + 4] == after[ports..ports + 4] || field(before) == 0 {
+        assert_eq!(field(before), field(after), "the SCTP checksum changed, and nothing it covers");
+        return;
+    }
+    assert_eq!(layout.position, Position::Whole, "ports of an SCTP fragment, whose checksum covers more, changed");
+    if layout.is_complete {
+        let off = |bytes: &[u8]| field(bytes) ^ u32::from_be_bytes(crc32c(&bytes[layout.payload.clone()]));
+        assert_eq!(off(before), off(after), "the SCTP checksum went wrong");
+    }
+}
+
+/// Panics unless `after` is the ICMP error that refuses `before`: from the address it was sent to, with its beginning.
+pub fn refused(before: &[u8], after: &[u8], has_link: bool) {
+    let start = turned_round(before, after, has_link);
+    let old = dissect(before, start).expect("refused what is no IP packet");
+    let new = dissect(after, start).expect("the refusal is no IP packet");
+    assert!(matches!(old.protocol, TCP | UDP | SCTP) && old.position != Position::Later, "{old:?} must not be refused");
+    assert_eq!(before[old.source.clone()], after[new.destination.clone()], "the refusal goes elsewhere");
+    assert_eq!(before[old.destination.clone()], after[new.source.clone()], "the refusal comes from elsewhere");
+    let (protocol, kind, code, most) = if old.version == 4 { (ICMP, 3, 3, 576) } else { (ICMPV6, 1, 4, 1280) };
+    assert_eq!((new.version, new.protocol, new.position), (old.version, protocol, Position::Whole));
+    assert_eq!(after[new.payload.start..new.payload.start + 2], [kind, code]);
+    assert_eq!(after[new.payload.start + 4..new.payload.start + 8], [0; 4]);
+    assert!(new.is_complete && new.payload.end == after.len() && after.len() - start <= most, "{new:?}");
+    let head = &after[new.payload.start + 8..];
+    assert!(before[start..].starts_with(head), "the refusal carries something else than the packet's beginning");
+    assert!(head.len() >= old.payload.start - start + 8, "the refusal carries too little");
+    if old.version == 4 {
+        assert_eq!(fold([&after[new.header.clone()]]), 0, "the refusal's IPv4 header checksum");
+    }
+    // The error's checksum is derived from the packet's own.
+    let was_right = exact(&before[start..]);
+    let has_sum = old.protocol != SCTP && !(old.protocol == UDP && word(before, old.payload.start + 6) == Some(0));
+    if !was_right.contains(&Some(false)) && (was_right[1] == Some(true) || !has_sum) {
+        assert_eq!(exact(&after[start..])[1], Some(true), "the refusal's ICMP checksum");
+    }
+}
+
+/// Panics unless `after` is the answer to the echo request `before`.
+pub fn answered(before: &[u8], after: &[u8], has_link: bool) {
+    let start = turned_round(before, after, has_link);
+    assert_eq!(before.len(), after.len(), "the length changed");
+    let old = dissect(before, start).expect("answered what is no IP packet");
+    let (request, reply) = if old.version == 4 { (8, 0) } else { (128, 129) };
+    assert_eq!((before[old.payload.start], after[old.payload.start]), (request, reply));
+    assert_eq!(before[old.source.clone()], after[old.destination.clone()], "the answer goes elsewhere");
+    assert_eq!(before[old.destination.clone()], after[old.source.clone()], "the answer comes from elsewhere");
+    let hops = old.header.start + if old.version == 4 { 8 } else { 7 };
+    let checksum = old.payload.start + 2;
+    let mut allowed =
+        vec![0..start, old.source.clone(), old.destination.clone(), hops..hops + 1, checksum..checksum + 2];
+    allowed.push(old.payload.start..old.payload.start + 1);
+    allowed.extend(header_checksum(&old));
+    for (offset, (was, is)) in before.iter().zip(after).enumerate() {
+        let may = allowed.iter().any(|range| range.contains(&offset));
+        assert!(was == is || may, "byte {offset} changed from {was:#x} to {is:#x}: {old:?}");
+    }
+    let sum = |bytes: &[u8]| match old.version {
+        4 => (fold([&bytes[old.header.clone()]]), fold([&bytes[old.payload.clone()]])),
+        _ => (0, old.pseudo_sum(bytes)),
+    };
+    assert_eq!(sum(before), sum(after), "a checksum of the answer went wrong");
+}
+
+/// Checks that the frame goes back to where it came from; returns the offset of the IP header.
+fn turned_round(before: &[u8], after: &[u8], has_link: bool) -> usize {
+    let start = network(before, has_link).expect("answered what is no IP packet");
+    if has_link {
+        assert_eq!((&before[..6], &before[6..12]), (&after[6..12], &after[..6]), "not back to where it came from");
+        assert_eq!(before[12..start], after[12..start], "the link header changed");
+    }
+    start
 }
 
 /// ICMP errors; checks both checksums and returns what may change.

@@ -11,8 +11,8 @@ use svc_ebpf::{Verdict, host::HostTables};
 use crate::{
     case::{Case, Event, Last},
     craft::{ACK, answer},
-    judge::{Circumstances, passed},
-    wire::{Position, TCP, UDP, dissect, network, word},
+    judge::{Circumstances, answered, passed, refused},
+    wire::{Position, SCTP, TCP, UDP, dissect, network, word},
     world::{BRIDGE, MARK, Outcome, Packet, Plan, World},
 };
 
@@ -23,6 +23,10 @@ pub struct Met {
     pub translated: u32,
     /// Packets dropped.
     pub dropped: u32,
+    /// Packets refused.
+    pub refused: u32,
+    /// Echo requests answered.
+    pub answered: u32,
     /// Flows opened.
     pub opened: u32,
 }
@@ -41,8 +45,12 @@ pub fn run(case: &Case) -> Met {
         let before = world.clone();
         let outcome = world.run(&packet);
         judge(&packet, &outcome, &before, &world);
-        met.translated += u32::from(outcome.bytes != packet.bytes);
-        met.dropped += u32::from(outcome.verdict != Verdict::Pass);
+        match outcome.verdict {
+            Verdict::Pass => met.translated += u32::from(outcome.bytes != packet.bytes),
+            Verdict::Drop(_) => met.dropped += 1,
+            Verdict::Refuse(_) => met.refused += 1,
+            Verdict::Answer => met.answered += 1,
+        }
         met.opened += u32::from(opened(&packet, &outcome, &before, &world));
         if outcome.verdict == Verdict::Pass {
             last.remember(&packet, &outcome);
@@ -61,6 +69,8 @@ fn judge(packet: &Packet, outcome: &Outcome, before: &World, after: &World) {
         }
         // What is dropped may be half rewritten.
         Verdict::Drop(_) => {}
+        Verdict::Refuse(_) => refused(&packet.bytes, &outcome.bytes, !packet.bare),
+        Verdict::Answer => answered(&packet.bytes, &outcome.bytes, !packet.bare),
     }
     assert!(outcome.mark == 0 || outcome.mark == MARK && !packet.egress, "mark {:#x}", outcome.mark);
     if opened(packet, outcome, before, after) {
@@ -76,10 +86,10 @@ fn opened(packet: &Packet, outcome: &Outcome, before: &World, after: &World) -> 
     !packet.egress && outcome.verdict == Verdict::Pass && outcome.bytes != packet.bytes && grew
 }
 
-/// Source and destination of a TCP or UDP packet that has ports.
+/// Source and destination of a packet that has ports.
 fn ends(bytes: &[u8], has_link: bool) -> Option<(SocketAddr, SocketAddr)> {
     let layout = dissect(bytes, network(bytes, has_link)?)?;
-    if layout.position == Position::Later || !matches!(layout.protocol, TCP | UDP) {
+    if layout.position == Position::Later || !matches!(layout.protocol, TCP | UDP | SCTP) {
         return None;
     }
     let address = |range: std::ops::Range<usize>| -> Option<IpAddr> {

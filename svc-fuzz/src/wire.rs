@@ -43,6 +43,8 @@ pub struct Layout {
     pub position: Position,
     /// What follows all headers of IP, up to the end of the datagram or of the frame, whichever comes first.
     pub payload: Range<usize>,
+    /// The datagram ends within the frame, and where it says.
+    pub is_complete: bool,
 }
 
 /// Offset of the IP header behind an Ethernet header and its VLAN tags.
@@ -94,6 +96,7 @@ fn dissect_v4(frame: &[u8], at: usize) -> Option<Layout> {
         protocol: fixed[9],
         position,
         payload: payload(frame, start, end),
+        is_complete: (start..=frame.len()).contains(&end),
     })
 }
 
@@ -134,6 +137,7 @@ fn dissect_v6(frame: &[u8], at: usize) -> Option<Layout> {
         protocol,
         position,
         payload: payload(frame, start, end),
+        is_complete: (start..=frame.len()).contains(&end),
     })
 }
 
@@ -178,4 +182,27 @@ pub fn fold<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u16 {
 /// The checksum that makes [`fold`] 0, for data that is not all zero and whose checksum field is.
 pub fn checksum<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> [u8; 2] {
     ((0xffff - fold(parts)) % 0xffff).to_be_bytes()
+}
+
+/// CRC32c (RFC 9260 appendix A) of an SCTP packet as its checksum field holds it, bit by bit; the field itself, 8 bytes in,
+/// counts as zero.
+pub fn crc32c(packet: &[u8]) -> [u8; 4] {
+    const POLYNOMIAL: u32 = 0x82f6_3b78; // 0x1edc6f41, bits reversed
+    let mut crc = u32::MAX;
+    for (at, byte) in packet.iter().enumerate() {
+        crc ^= u32::from(if (8..12).contains(&at) { 0 } else { *byte });
+        for _ in 0..8 {
+            crc = if crc & 1 == 1 { crc >> 1 ^ POLYNOMIAL } else { crc >> 1 };
+        }
+    }
+    (!crc).to_le_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn crc32c_of_the_known_vector() {
+        // RFC 3720 appendix B.4: 32 bytes of zeros.
+        assert_eq!(super::crc32c(&[0; 32]), [0xaa, 0x36, 0x91, 0x8a]);
+    }
 }

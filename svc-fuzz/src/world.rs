@@ -8,10 +8,14 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use bytemuck::bytes_of;
+use bytemuck::{bytes_of, bytes_of_mut};
 use svc_common::{
-    Backend, FlowKey, Frontend, FrontendKey, Hook, Interface, Ports, SlotRange, backend::BACKEND_LOCAL,
-    config::INTERFACE_BRIDGE_PORT, frontend,
+    Backend, Cidr, FlowKey, Frontend, FrontendKey, Hook, Interface, Ports, SlotRange, SourcePrefix,
+    backend::BACKEND_LOCAL,
+    config::INTERFACE_BRIDGE_PORT,
+    frontend,
+    target::target_bit,
+    vip::{VIP_INSIDE, VIP_OUTSIDE},
 };
 use svc_ebpf::{
     Verdict,
@@ -20,7 +24,7 @@ use svc_ebpf::{
     link,
 };
 
-use crate::wire::{TCP, UDP, word};
+use crate::wire::{SCTP, TCP, UDP, word};
 
 /// The mark of packets to be masqueraded.
 pub const MARK: u32 = 0x1000;
@@ -36,7 +40,7 @@ pub const BACKEND_PORT: u16 = 8080;
 pub const OTHER_PORT: u16 = 9090;
 
 /// What leads to backends: last byte of the address, port, protocol, service. Backends 1 to 4 are of service 3, 5 and 6 of 4.
-pub const FRONTENDS: [(u8, u16, u8, u32); 8] = [
+pub const FRONTENDS: [(u8, u16, u8, u32); 9] = [
     (16, 80, TCP, 3),
     (16, 80, UDP, 3),
     (17, 80, TCP, 3),
@@ -45,7 +49,17 @@ pub const FRONTENDS: [(u8, u16, u8, u32); 8] = [
     (18, 30080, UDP, 3),
     (19, 443, TCP, 4),
     (19, 443, UDP, 4),
+    (16, 80, SCTP, 3),
 ];
+
+/// Last bytes of the addresses that are VIPs as a whole.
+pub const VIPS: [u8; 3] = [16, 17, 19];
+/// Last byte of the only address in the Service CIDR.
+pub const UNOWNED: u8 = 20;
+/// Last bytes of the clients within the source ranges of services that have some.
+const ADMITTED: [u8; 4] = [2, 4, 10, 12];
+/// Last bytes of the addresses of endpoints.
+const HOSTS: std::ops::RangeInclusive<u8> = 1..=5;
 
 /// An address family with a pool of addresses.
 ///
@@ -125,6 +139,10 @@ pub struct Setting {
     pub slots: Vec<u32>,
     /// One for each of [`FRONTENDS`].
     pub frontends: Vec<FrontendPlan>,
+    /// `VIP_*` of all of [`VIPS`].
+    pub vips: u32,
+    /// Direct connections to endpoints are kept apart.
+    pub targets: bool,
 }
 
 impl Default for Setting {
@@ -133,7 +151,8 @@ impl Default for Setting {
         let backend = |id: u32| BackendPlan { host: id as u8, state: 1, local: true, generation: 1 };
         let frontend = |n: usize| {
             let range = if FRONTENDS[n].3 == 3 { (0, 12) } else { (12, 4) };
-            let flags = if n < 4 { frontend::FLAG_CLUSTER_IP } else { frontend::FLAG_NODE_PORT };
+            let is_node_port = FRONTENDS[n].0 == 18;
+            let flags = if is_node_port { frontend::FLAG_NODE_PORT } else { frontend::FLAG_CLUSTER_IP };
             FrontendPlan { flags, affinity: false, inside: range, outside: range }
         };
         Self {
@@ -141,6 +160,8 @@ impl Default for Setting {
             backends: (1..=BACKENDS).map(backend).collect(),
             slots: (0..12).map(|n| 1 + n % 4).chain((0..4).map(|n| 5 + n % 2)).collect(),
             frontends: (0..FRONTENDS.len()).map(frontend).collect(),
+            vips: VIP_INSIDE | VIP_OUTSIDE,
+            targets: true,
         }
     }
 }
@@ -158,6 +179,10 @@ pub enum Change {
     RotateSlots(usize),
     /// Packets arrive elsewhere.
     Interface(InterfacePlan),
+    /// Whom the VIPs as a whole answer.
+    Vips(u32),
+    /// Whether direct connections are kept apart.
+    Targets(bool),
     /// This many units of 2^30 ns pass.
     Age(u32),
     /// The n-th flow entry, by its bytes, is evicted.
@@ -201,6 +226,8 @@ impl World {
         let mut world = Self { v4: tables(), v6: tables() };
         world.set_slots(&setting.slots);
         world.apply(Change::Interface(setting.interface));
+        world.apply(Change::Vips(setting.vips));
+        world.apply(Change::Targets(setting.targets));
         for (n, backend) in setting.backends.iter().enumerate() {
             world.apply(Change::SetBackend(n, *backend));
         }
@@ -248,7 +275,18 @@ impl World {
 }
 
 fn tables<A: Plan>() -> HostTables<A> {
-    HostTables { masquerade_mark: MARK, ..HostTables::default() }
+    let mut tables = HostTables { masquerade_mark: MARK, ..HostTables::default() };
+    tables.service_cidrs = vec![Cidr { network: A::nth(UNOWNED), mask: all_ones() }];
+    for service in [3, 4] {
+        tables.sources.extend(ADMITTED.map(|client| SourcePrefix { service, address: A::nth(client) }));
+    }
+    tables
+}
+
+fn all_ones<A: Plan>() -> A {
+    let mut mask = A::zeroed();
+    bytes_of_mut(&mut mask).fill(0xff);
+    mask
 }
 
 fn frontend_key<A: Plan>(n: usize) -> FrontendKey<A> {
@@ -292,6 +330,15 @@ fn apply<A: Plan>(tables: &mut HostTables<A>, change: Change) {
         Change::Interface(InterfacePlan { scope, bridge_port }) => {
             let flags = if bridge_port { INTERFACE_BRIDGE_PORT } else { 0 };
             tables.interface = Interface { scope, flags, bridge_mac: BRIDGE };
+        }
+        Change::Vips(flags) => {
+            tables.vips = VIPS.iter().filter(|_| flags != 0).map(|host| (A::nth(*host), flags)).collect();
+        }
+        Change::Targets(known) => {
+            let endpoints = HOSTS.filter(|_| known).flat_map(|host| [(host, BACKEND_PORT), (host, OTHER_PORT)]);
+            let bits = endpoints
+                .flat_map(|(host, port)| [TCP, UDP, SCTP].map(|protocol| target_bit(&A::nth(host), port, protocol)));
+            tables.targets = bits.collect();
         }
         // What was last seen moves back, instead of the clock forwards: the kernel's cannot be set.
         Change::Age(ticks) => {
