@@ -8,6 +8,7 @@
 mod build;
 mod demo;
 mod ebpf;
+mod fuzz;
 mod image;
 mod lint;
 mod process;
@@ -42,6 +43,8 @@ enum Command {
     Demo(demo::Options),
     /// Run every test: units, the loaded programs, and clusters of network namespaces (root)
     Test(test::Options),
+    /// Fuzz the packet path and the agent's way from objects to maps (a nightly compiler)
+    Fuzz(fuzz::Options),
     /// Check formatting, lints, licences and advisories
     Lint,
     /// Build the container image and leave it as an OCI archive in .build/
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Command::Build(options) => build::run(&options).map(|_| ()),
         Command::Demo(options) => demo::run(&options),
         Command::Test(options) => test::run(&options),
+        Command::Fuzz(options) => fuzz::run(&options),
         Command::Lint => lint::run(),
         Command::Image(options) => image::run(&options),
     };

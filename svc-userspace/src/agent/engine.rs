@@ -172,6 +172,11 @@ impl<M: Maps> Engine<M> {
         !self.synced || !self.queue.is_empty() || !self.waiting.is_empty()
     }
 
+    /// True while a port is refused.
+    pub fn has_refused(&self) -> bool {
+        !self.refused.is_empty()
+    }
+
     /// The `healthCheckNodePort` of every Service that has one.
     pub fn health_ports(&self) -> &BTreeMap<ObjectName, HealthPort> {
         &self.health_ports
@@ -255,7 +260,23 @@ impl<M: Maps> Engine<M> {
             self.retry(now_ms);
         } else if !ops.is_empty() {
             self.attempt(name, Waiting { ops, gone, ..Waiting::default() }, now_ms);
+            self.note_waiting(now_ms);
         }
+    }
+
+    /// Keeps what waiting operations release from being given to others before they are carried out.
+    fn note_waiting(&mut self, now_ms: u64) {
+        if self.waiting.is_empty() {
+            self.tables.resume(now_ms);
+            return;
+        }
+        let removed = self.waiting.iter().flat_map(|(name, waiting)| {
+            waiting.ops.iter().filter_map(move |op| match op {
+                Op::RemoveFrontend(address) => Some((*address, name.clone())),
+                _ => None,
+            })
+        });
+        self.tables.hold(removed.collect());
     }
 
     fn attempt(&mut self, name: &ObjectName, mut waiting: Waiting, now_ms: u64) {
@@ -287,17 +308,14 @@ impl<M: Maps> Engine<M> {
                 self.attempt(&name, waiting, now_ms);
             }
         }
+        self.note_waiting(now_ms);
     }
 
     /// What time brings: failed writes are tried again, refused ports too, ids and slots whose rest is over become free.
     pub fn tick(&mut self, now_ms: u64) {
         self.retry(now_ms);
         self.note_synced();
-        // A range that is given again while a frontend still leads to its former content, because the write that
-        // switches the frontend waits, would mix two Services.
-        if self.waiting.is_empty() {
-            self.tables.expire(now_ms);
-        }
+        self.tables.expire(now_ms);
         if now_ms >= self.refused_retry_ms {
             self.refused_retry_ms = now_ms + REFUSED_RETRY_MS;
             for name in self.tables.refused() {

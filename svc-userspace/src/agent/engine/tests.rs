@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{Engine, Maps};
+use super::{Engine, Maps, REFUSED_RETRY_MS};
 use crate::{
     compile::NodeContext,
     kernel::view::Snapshot,
@@ -18,6 +18,7 @@ struct Fake {
     calls: usize,
     synced: bool,
     broken_port: Option<u16>,
+    broken_removals: bool,
     frontends: BTreeMap<FrontendAddress, u32>,
     slots: usize,
 }
@@ -35,6 +36,7 @@ impl Maps for Fake {
                     }
                     self.frontends.insert(*address, frontend.service);
                 }
+                Op::RemoveFrontend(_) if self.broken_removals => return Err((index, "no memory left".to_owned())),
                 Op::RemoveFrontend(address) => {
                     self.frontends.remove(address);
                 }
@@ -189,6 +191,28 @@ fn a_change_of_a_waiting_service_comes_after_what_waits() {
     engine.step(100, 1, 0);
     assert_eq!(engine.maps().frontends.len(), 0, "set, then removed");
     assert!(!engine.is_behind());
+}
+
+#[test]
+fn an_address_whose_removal_waits_goes_to_another_service_only_after_it() {
+    let mut engine = ready();
+    engine.change(service("a", 1));
+    engine.step(100, 0, 0);
+    let owned_by_a = engine.maps().frontends.clone();
+    engine.maps().broken_removals = true;
+    engine.change(Change::Service(name("a"), None));
+    engine.change(service("b", 1));
+    engine.step(100, 1, 0);
+    assert_eq!(engine.maps().frontends, owned_by_a, "b would lose the address to the removal that is tried again");
+    assert!(engine.has_refused());
+
+    engine.maps().broken_removals = false;
+    engine.tick(1000);
+    assert!(engine.maps().frontends.is_empty());
+    engine.tick(1000 + REFUSED_RETRY_MS);
+    engine.step(100, 1000 + REFUSED_RETRY_MS, 0);
+    assert_eq!(engine.maps().frontends.len(), 1, "b has it now");
+    assert!(!engine.has_refused() && !engine.is_behind());
 }
 
 #[test]
