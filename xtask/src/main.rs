@@ -13,6 +13,7 @@ mod lint;
 mod process;
 mod setup;
 mod test;
+mod vm;
 mod workspace;
 
 #[cfg(test)]
@@ -44,6 +45,8 @@ enum Command {
     Test(test::Options),
     /// Check formatting, lints, licences and advisories
     Lint,
+    /// Boot another kernel in a virtual machine and run the agent there
+    Vm(vm::Options),
     /// Build the container image and leave it as an OCI archive in .build/
     Image(image::Options),
 }
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Lint => lint::run(),
+        Command::Vm(options) => vm::run(&options),
         Command::Image(options) => image::run(&options),
     };
     match result {
