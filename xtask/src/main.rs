@@ -14,6 +14,7 @@ mod lint;
 mod process;
 mod setup;
 mod test;
+mod vm;
 mod workspace;
 
 #[cfg(test)]
@@ -47,6 +48,8 @@ enum Command {
     Fuzz(fuzz::Options),
     /// Check formatting, lints, licences and advisories
     Lint,
+    /// Boot another kernel in a virtual machine and run the agent there
+    Vm(vm::Options),
     /// Build the container image and leave it as an OCI archive in .build/
     Image(image::Options),
 }
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::run(&options),
         Command::Fuzz(options) => fuzz::run(&options),
         Command::Lint => lint::run(),
+        Command::Vm(options) => vm::run(&options),
         Command::Image(options) => image::run(&options),
     };
     match result {

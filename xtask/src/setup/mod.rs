@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-pub(crate) use packages::ensure_programs;
+pub(crate) use packages::{download_dependency, ensure_programs};
 pub(crate) use toolchain::Toolchain;
 
 use crate::process::{note, step};
