@@ -144,7 +144,7 @@ impl<M: Maps> Engine<M> {
     /// Takes note of the node's own addresses.
     pub fn set_own_addresses(&mut self, addresses: HashSet<IpAddr>, now_ms: u64) {
         let ops = self.tables.set_own_addresses(addresses);
-        self.apply(&ObjectName::new("", "(the node's own addresses)"), ops, Vec::new(), now_ms);
+        self.apply(&adoption(), ops, Vec::new(), now_ms);
     }
 
     /// Takes note that interfaces and addresses have been listed.
@@ -249,7 +249,17 @@ impl<M: Maps> Engine<M> {
     }
 
     /// Applies operations of a Service, behind those of it that wait.
+    ///
+    /// What Services have in common has a line of its own: of two Services' writes to one of its entries, the later one must
+    /// not be overtaken by the retry of the earlier one.
     fn apply(&mut self, name: &ObjectName, ops: Vec<Op>, gone: Vec<Gone>, now_ms: u64) {
+        let is_shared = |op: &Op| matches!(op, Op::SetVip(..) | Op::RemoveVip(_) | Op::WriteTargets(..));
+        let (shared, own) = ops.into_iter().partition(is_shared);
+        self.apply_in_line(name, own, gone, now_ms);
+        self.apply_in_line(&ObjectName::new("", "(what Services share)"), shared, Vec::new(), now_ms);
+    }
+
+    fn apply_in_line(&mut self, name: &ObjectName, ops: Vec<Op>, gone: Vec<Gone>, now_ms: u64) {
         if !self.synced {
             self.first_writes += ops.len();
         }
