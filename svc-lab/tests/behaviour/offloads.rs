@@ -184,6 +184,20 @@ fn without_offloads(cni: Cni) -> Result<()> {
         }
     }
     ensure!(market.wrong_checksums()? == 0, "{} wrong checksums", market.wrong_checksums()?);
+    a_wrong_one_is_noticed(&market)
+}
+
+/// Spoils the checksums of what node 1 forwards: if that went unnoticed, the rest would show nothing.
+fn a_wrong_one_is_noticed(market: &Market) -> Result<()> {
+    let node = market.shop.lab.node(1);
+    // Behind conntrack, which would hold such packets before any socket could count them.
+    let rule = "chain late { type filter hook postrouting priority 300; udp dport 8080 @th,48,16 set 7; }";
+    node.exec_with("nft", &["-f", "-"], &format!("table inet spoil {{\n{rule}\n}}\n"))?;
+    for (nth, address) in (1..).zip(node.addresses.both()) {
+        let answer = market.shop.lab.outside().ask(&Request::udp((address, NODE_PORT + 1)).timeout_ms(300));
+        ensure!(answer.is_err(), "a datagram with a wrong checksum was answered: {answer:?}");
+        ensure!(market.wrong_checksums()? == nth, "{} wrong checksums, not {nth}", market.wrong_checksums()?);
+    }
     Ok(())
 }
 
