@@ -16,7 +16,7 @@ use crate::{
     compile::{NodeContext, PortTable},
     health::node_ports::HealthPort,
     metrics::Metrics,
-    model::{Change, ObjectName},
+    model::{Change, Family, ObjectName},
     sockets::Gone,
     tables::{Observed, Op, Refused, Tables},
     world::World,
@@ -365,8 +365,8 @@ impl<M: Maps> Engine<M> {
     }
 
     fn note_health_port(&mut self, name: &ObjectName) {
-        let port = self.world.service(name).and_then(|service| service.health_check_node_port);
-        let Some(port) = port else {
+        let service = self.world.service(name);
+        let Some((service, port)) = service.and_then(|service| Some((service, service.health_check_node_port?))) else {
             self.health_ports.remove(name);
             return;
         };
@@ -374,7 +374,11 @@ impl<M: Maps> Engine<M> {
         let endpoints = self.world.slices_of(name).flat_map(|slice| &slice.endpoints);
         let local = endpoints.filter(|endpoint| endpoint.ready && endpoint.node.as_ref() == Some(own));
         let addresses: HashSet<_> = local.map(|endpoint| endpoint.address).collect();
-        self.health_ports.insert(name.clone(), HealthPort { port, local_endpoints: addresses.len() });
+        // A pod of two families is one endpoint to a load balancer, as it is to kube-proxy, which counts by family.
+        let of = |family| addresses.iter().filter(|&&address| Family::of(address) == family).count();
+        let counts = service.cluster_ips.iter().map(|&address| of(Family::of(address)));
+        let local_endpoints = counts.max().unwrap_or(0);
+        self.health_ports.insert(name.clone(), HealthPort { port, local_endpoints });
     }
 
     fn note_without_local(&mut self, name: &ObjectName, ports: &[PortTable]) {
