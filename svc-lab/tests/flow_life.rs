@@ -10,7 +10,7 @@ use svc_lab::{Cni, Endpoint, FailureKind, Place, Pod, Protocol, Request, Service
 
 use support::{
     Cluster, PORT, PROTOCOLS, TARGET, WEB,
-    flow::{PATIENCE, entries, forget, goes_on, moves_to, servers, settles},
+    flow::{PATIENCE, entries, entries_where, forget, goes_on, moves_to, servers, settles},
     service, service_addresses,
 };
 
@@ -429,6 +429,8 @@ fn survives(
             Ok(())
         })?;
     }
+    // Entries of what was just asked may have a stream's port.
+    forget(&entries_where(&cluster, &|_| true)?)?;
     let mut streams = Vec::new();
     for (who, asked) in &ways {
         let log = cluster.lab.logs().join("stream.log");
