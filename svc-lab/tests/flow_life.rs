@@ -445,6 +445,12 @@ fn survives(
             let port = steady.first.source.port();
             let found = entries(&cluster, port, hook)?;
             ensure!(!found.is_empty(), "{asked} from {port} has no entry at {hook}");
+            // Just after an answer, so that none is under way: without its entry it would reach the client untranslated.
+            let seen = steady.report()?.answered;
+            until("an answer", PATIENCE, || {
+                let report = steady.report().map_err(|error| error.to_string())?;
+                if report.answered > seen || report.failure.is_some() { Ok(()) } else { Err(format!("{report:?}")) }
+            })?;
             forget(&found)?;
             let before = steady.report()?;
             let after = until("more answers", PATIENCE, || {
