@@ -110,7 +110,7 @@ fn rendered(directory: &str) -> Option<PodSpec> {
     }
     let set = documents.iter().find(|document| document["kind"] == "DaemonSet").expect("a DaemonSet");
     let set: DaemonSet = serde_json::from_value(set.clone()).unwrap();
-    Some(set.spec.unwrap().template.spec.unwrap())
+    set.spec.template.spec
 }
 
 #[test]
