@@ -7,6 +7,7 @@
 
 mod build;
 mod demo;
+mod deny;
 mod ebpf;
 mod fuzz;
 mod image;
@@ -46,8 +47,10 @@ enum Command {
     Test(test::Options),
     /// Fuzz the packet path and the agent's way from objects to maps (a nightly compiler)
     Fuzz(fuzz::Options),
-    /// Check formatting, lints, licences and advisories
+    /// Check formatting and lints; licences and advisories as well where cargo-deny is here already
     Lint,
+    /// Check licences, sources and advisories of all dependencies; builds cargo-deny first where it is missing
+    Deny,
     /// Boot another kernel in a virtual machine and run the agent there
     Vm(vm::Options),
     /// Build the container image and leave it as an OCI archive in .build/
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::run(&options),
         Command::Fuzz(options) => fuzz::run(&options),
         Command::Lint => lint::run(),
+        Command::Deny => deny::run(),
         Command::Vm(options) => vm::run(&options),
         Command::Image(options) => image::run(&options),
     };
