@@ -4,9 +4,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
 };
 
+use ipnet::IpNet;
 use svc_common::{BackendState, Frontend, ServiceName, SlotRange};
 use svc_userspace::{
     agent::engine,
@@ -20,6 +21,9 @@ pub(super) struct Maps {
     services: BTreeMap<u32, Box<ServiceName>>,
     backends: BTreeMap<u32, BackendValue>,
     frontends: BTreeMap<FrontendAddress, Frontend>,
+    sources: BTreeSet<(u32, IpNet)>,
+    vips: BTreeMap<IpAddr, u32>,
+    targets: BTreeMap<u32, u64>,
     /// `None`: never written.
     slots: Vec<Option<u32>>,
     services_until: BTreeMap<u32, u64>,
@@ -45,6 +49,9 @@ impl Maps {
             services: BTreeMap::new(),
             backends: BTreeMap::new(),
             frontends: BTreeMap::new(),
+            sources: BTreeSet::new(),
+            vips: BTreeMap::new(),
+            targets: BTreeMap::new(),
             slots: vec![None; capacity.slots as usize],
             services_until: BTreeMap::new(),
             backends_until: BTreeMap::new(),
@@ -95,6 +102,21 @@ impl Maps {
                 let before = self.ranges();
                 self.frontends.remove(&address);
                 self.rest(&before);
+            }
+            Op::SetSource(service, range) => {
+                assert!(self.services.contains_key(&service), "a range of service {service}, which has no name");
+                self.sources.insert((service, range));
+            }
+            Op::RemoveSource(service, range) => drop(self.sources.remove(&(service, range))),
+            Op::SetVip(address, flags) => {
+                let is_served = self.frontends.keys().any(|frontend| frontend.address.ip() == address);
+                assert!(is_served || self.has_failed, "{address} is a VIP and no frontend");
+                self.vips.insert(address, flags);
+            }
+            Op::RemoveVip(address) => drop(self.vips.remove(&address)),
+            Op::WriteTargets(word, bits) => {
+                self.targets.insert(word, bits);
+                self.targets.retain(|_, bits| *bits != 0);
             }
         }
     }
@@ -213,7 +235,12 @@ impl Maps {
 
     /// True if nothing is in them but backends that are gone.
     pub(super) fn is_empty(&self) -> bool {
-        self.services.is_empty() && self.frontends.is_empty() && self.live().is_empty()
+        self.services.is_empty()
+            && self.frontends.is_empty()
+            && self.sources.is_empty()
+            && self.vips.is_empty()
+            && self.targets.is_empty()
+            && self.live().is_empty()
     }
 
     /// What another agent finds, which knows of no rest but that of backends it sees.
@@ -231,6 +258,9 @@ impl Maps {
                     (offset, self.slots(SlotRange { offset, len }).iter().flatten().copied().collect())
                 })
                 .collect(),
+            sources: self.sources.iter().copied().collect(),
+            vips: self.vips.iter().map(|(address, flags)| (*address, *flags)).collect(),
+            targets: self.targets.iter().map(|(word, bits)| (*word, *bits)).collect(),
         }
     }
 }

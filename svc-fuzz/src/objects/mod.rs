@@ -52,8 +52,14 @@ enum Action {
 
 /// What the bytes stand for. After a first byte of 0, the rest is text: YAML of files, set apart by lines of `%%`.
 fn actions(bytes: &[u8]) -> (Capacity, Vec<Action>) {
-    const ROOMY: Capacity =
-        Capacity { services: 100, backends: 1000, frontends_v4: 200, frontends_v6: 200, slots: 120_000 };
+    const ROOMY: Capacity = Capacity {
+        services: 100,
+        backends: 1000,
+        frontends_v4: 200,
+        frontends_v6: 200,
+        slots: 120_000,
+        source_ranges: 200,
+    };
     if let [0, text @ ..] = bytes {
         let text = String::from_utf8_lossy(text);
         let files = text.split("%%\n").take(MOST_ACTIONS).enumerate();
@@ -82,6 +88,7 @@ fn capacity(u: &mut Unstructured<'_>, roomy: Capacity) -> Result<Capacity> {
         frontends_v4: u.int_in_range(0..=12)?,
         frontends_v6: u.int_in_range(0..=6)?,
         slots: u.int_in_range(0..=6000)?,
+        source_ranges: roomy.source_ranges,
     })
 }
 
@@ -229,7 +236,8 @@ pub fn run(bytes: &[u8]) {
         files.remove(&name).into_iter().for_each(|change| agent.change(change));
     }
     agent.settle();
-    assert!(agent.engine.maps().is_empty(), "the objects are gone, and something is left");
+    let maps = agent.engine.maps();
+    assert!(maps.is_empty(), "the objects are gone, and something is left: {maps:?}");
 }
 
 fn assert_same(history: &View, afresh: &View) {

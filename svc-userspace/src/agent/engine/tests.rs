@@ -1,6 +1,6 @@
 //! The engine with real tables and maps that fail on demand.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use super::{Engine, Maps, REFUSED_RETRY_MS};
 use crate::{
@@ -282,6 +282,22 @@ fn health_ports_count_distinct_local_ready_addresses() {
     engine.step(100, 0, 0);
     let port = engine.health_ports().get(&name("a")).copied();
     assert_eq!(port.map(|port| (port.port, port.local_endpoints)), Some((30_001, 2)));
+
+    // The same pods in the other family, and one more that has no other: each pod counts once.
+    let Change::Service(_, Some(mut dual)) = service("a", 1) else { panic!("a Service") };
+    dual.cluster_ips.push(IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, 1]));
+    let Change::Slice(_, Some(mut v6)) = slice("a", &[[10, 1, 0, 1]; 3], None) else { panic!("a slice") };
+    v6.family = Family::V6;
+    for (endpoint, number) in v6.endpoints.iter_mut().zip(1..) {
+        endpoint.address = IpAddr::from([0xfd00, 1, 0, 0, 0, 0, 0, number]);
+    }
+    engine.change(Change::Service(name("a"), Some(dual)));
+    engine.change(Change::Slice(name("a-v6"), Some(v6)));
+    engine.step(100, 0, 0);
+    assert_eq!(engine.health_ports()[&name("a")].local_endpoints, 3);
+    engine.change(service("a", 1));
+    engine.step(100, 0, 0);
+    assert_eq!(engine.health_ports()[&name("a")].local_endpoints, 2, "the Service has no IPv6 any more");
     engine.change(Change::Service(name("a"), None));
     engine.step(100, 0, 0);
     assert!(engine.health_ports().is_empty());
