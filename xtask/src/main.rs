@@ -38,7 +38,7 @@ enum Command {
     /// Install what building and testing need, and is missing; the second time it only looks
     Setup,
     /// Build the kernel object into .build/ebpf/svc.o
-    Ebpf,
+    Ebpf(ebpf::Options),
     /// Build the kernel object, the agent (svc) and the lab (svc-lab)
     Build(build::Options),
     /// Show the main job on this machine: a small cluster of network namespaces, and requests along every path (root)
@@ -60,7 +60,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Setup => setup::run(),
-        Command::Ebpf => ebpf::run().map(|_| ()),
+        Command::Ebpf(options) => ebpf::run(&options).map(|_| ()),
         Command::Build(options) => build::run(&options).map(|_| ()),
         Command::Demo(options) => demo::run(&options),
         Command::Test(options) => test::run(&options),
