@@ -45,6 +45,10 @@ pub fn no_frontend<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>
         Some(reason) => return Decision::Drop(reason),
         None => {}
     }
+    // What a host sends to itself never leaves it.
+    if key.source == key.destination {
+        return Decision::Steer;
+    }
     // Translated at a port of the bridge, a packet of a Service looks like a direct one on the bridge itself.
     if scratch.interface.flags & INTERFACE_BRIDGE != 0 {
         return Decision::Steer;

@@ -1,9 +1,8 @@
-//! Random bytes for tests that have no fuzzer to make them: a new seed in every run, and the input of a failure kept.
+//! Random bytes for tests that have no fuzzer to make them: the same in every run, or by the seed in `SVC_FUZZ_SEED`, and the
+//! input of a failure kept. Looking for new ones is the fuzzer's business (`cargo xtask fuzz`).
 
 use std::{
-    collections::hash_map::RandomState,
     env, fs,
-    hash::BuildHasher,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     process,
 };
@@ -11,7 +10,8 @@ use std::{
 /// Runs `target` on `cases` random inputs of up to `len` bytes. The input of a failure stays in a file, for
 /// `examples/show.rs` and the regressions.
 pub fn run(target: &str, cases: u32, len: usize, mut run: impl FnMut(&[u8])) {
-    let mut state = RandomState::new().hash_one(target);
+    let seed = env::var("SVC_FUZZ_SEED").map_or(0, |seed| seed.parse().expect("SVC_FUZZ_SEED is a number"));
+    let mut state = target.bytes().fold(seed, |state: u64, byte| state.rotate_left(8) ^ u64::from(byte));
     for _ in 0..cases {
         let len = next(&mut state) as usize % len;
         let bytes: Vec<u8> = (0..len.div_ceil(8)).flat_map(|_| next(&mut state).to_le_bytes()).collect();

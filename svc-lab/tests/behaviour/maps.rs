@@ -15,7 +15,7 @@ use crate::{
 /// The bytes of each map's entries, by map: keys and values of all that is pinned.
 fn dump(shop: &Shop) -> Result<BTreeMap<String, Vec<Vec<u8>>>> {
     let mut maps = BTreeMap::new();
-    for entry in fs::read_dir(shop.lab.node(1).bpffs.join("layout-1/maps"))? {
+    for entry in fs::read_dir(shop.lab.node(1).maps()?)? {
         let path = entry?.path();
         let output = Command::new("bpftool").args(["-j", "map", "dump", "pinned"]).arg(&path).output()?;
         ensure!(output.status.success(), "{}: {}", path.display(), String::from_utf8_lossy(&output.stderr));
