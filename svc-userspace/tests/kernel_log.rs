@@ -12,7 +12,7 @@ use std::{
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use etherparse::PacketBuilder;
 use kernel_support::{in_place, object};
-use svc_common::{Frontend, ServiceName, SlotRange, frontend::FLAG_CLUSTER_IP};
+use svc_common::{Frontend, LAYOUT_VERSION, ServiceName, SlotRange, frontend::FLAG_CLUSTER_IP};
 use svc_userspace::{
     kernel::Dataplane,
     model::Protocol,
@@ -75,7 +75,7 @@ fn a_drop_that_should_not_be_is_logged_by_programs_that_were_built_to() {
             .udp(4000, 80)
             .write(&mut packet, b"hello")
             .expect("a packet");
-        let pin = place.bpffs.join("layout-2/programs/svc_ingress");
+        let pin = place.bpffs.join(format!("layout-{LAYOUT_VERSION}/programs/svc_ingress"));
         let program = SchedClassifier::from_pin(pin).expect("the program is pinned");
         let mut options = TestRunOptions::new();
         options.data_in = Some(&packet);
