@@ -14,7 +14,7 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use crate::{
     build, ebpf,
     process::{check, host_cargo, is_root, note, run as run_command, step, watch},
-    setup, workspace,
+    setup, vm, workspace,
 };
 
 /// What to run.
@@ -91,6 +91,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     result?;
     if tally.passed == 0 {
         bail!("no test ran: check --filter and --package");
+    }
+    if options.package.is_none() && options.filter.is_none() {
+        let lab = environment.svc.with_file_name("svc-lab");
+        vm::boot(&build::Binaries { svc: environment.svc, lab }, &vm::Options::default())?;
     }
     Ok(())
 }
