@@ -13,6 +13,14 @@ use crate::{
 
 const TARGET: &str = "bpfel-unknown-none";
 
+/// What to build.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct Options {
+    /// With log lines (aya-log) for packets that are dropped although none should be, into .build/ebpf/svc-log.o
+    #[arg(long)]
+    pub(crate) log: bool,
+}
+
 /// Flags for rustc, one each.
 fn rust_flags() -> Vec<String> {
     vec![
@@ -28,14 +36,18 @@ fn rust_flags() -> Vec<String> {
 }
 
 /// Builds it and returns where it is.
-pub(crate) fn run() -> Result<PathBuf> {
+pub(crate) fn run(options: &Options) -> Result<PathBuf> {
     let tools = setup::build_tools()?;
-    step("building the kernel object");
+    let (what, features, object) = match options.log {
+        false => ("building the kernel object", "kernel", workspace::kernel_object()),
+        true => ("building the kernel object with log lines", "kernel,log", workspace::kernel_object_with_log()),
+    };
+    step(what);
     let target_directory = workspace::build_directory().join("ebpf-target");
     let mut command = cargo(tools.toolchain.cargo());
     command
         .current_dir(workspace::root())
-        .args(["build", "--quiet", "--release", "--package", "svc-ebpf", "--features", "kernel", "--bin", "svc"])
+        .args(["build", "--quiet", "--release", "--package", "svc-ebpf", "--features", features, "--bin", "svc"])
         .args(["--target", TARGET, "-Z", "build-std=core", "--target-dir"])
         .arg(&target_directory)
         .env("RUSTC", tools.toolchain.rustc())
@@ -63,7 +75,6 @@ pub(crate) fn run() -> Result<PathBuf> {
     run_command(&mut command).context("the kernel object cannot be built")?;
 
     let built = target_directory.join(TARGET).join("release").join("svc");
-    let object = workspace::kernel_object();
     let bytes = std::fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
     // Written only if it differs: the agent embeds it and would be built again.
     if std::fs::read(&object).is_ok_and(|present| present == bytes) {

@@ -7,6 +7,7 @@
 
 mod build;
 mod demo;
+mod deny;
 mod ebpf;
 mod fuzz;
 mod image;
@@ -37,7 +38,7 @@ enum Command {
     /// Install what building and testing need, and is missing; the second time it only looks
     Setup,
     /// Build the kernel object into .build/ebpf/svc.o
-    Ebpf,
+    Ebpf(ebpf::Options),
     /// Build the kernel object, the agent (svc) and the lab (svc-lab)
     Build(build::Options),
     /// Show the main job on this machine: a small cluster of network namespaces, and requests along every path (root)
@@ -46,8 +47,10 @@ enum Command {
     Test(test::Options),
     /// Fuzz the packet path and the agent's way from objects to maps (a nightly compiler)
     Fuzz(fuzz::Options),
-    /// Check formatting, lints, licences and advisories
+    /// Check formatting and lints; licences and advisories as well where cargo-deny is here already
     Lint,
+    /// Check licences, sources and advisories of all dependencies; builds cargo-deny first where it is missing
+    Deny,
     /// Boot another kernel in a virtual machine and run the agent there
     Vm(vm::Options),
     /// Build the container image and leave it as an OCI archive in .build/
@@ -57,12 +60,13 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Setup => setup::run(),
-        Command::Ebpf => ebpf::run().map(|_| ()),
+        Command::Ebpf(options) => ebpf::run(&options).map(|_| ()),
         Command::Build(options) => build::run(&options).map(|_| ()),
         Command::Demo(options) => demo::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Fuzz(options) => fuzz::run(&options),
         Command::Lint => lint::run(),
+        Command::Deny => deny::run(),
         Command::Vm(options) => vm::run(&options),
         Command::Image(options) => image::run(&options),
     };

@@ -2,6 +2,8 @@
 
 use aya_ebpf::{bindings::BPF_F_INGRESS, helpers::bpf_redirect, macros::classifier, programs::TcContext};
 use svc_common::Hook;
+#[cfg(feature = "log")]
+use svc_common::Reason;
 use svc_ebpf::{
     Verdict,
     egress::egress,
@@ -108,6 +110,8 @@ fn finish(frame: &SkbFrame, mut maps: Maps, verdict: Verdict, back: u64) -> i32 
         Verdict::Pass => return NEXT,
         Verdict::Drop(reason) => {
             maps.count_drop(reason, frame.size());
+            #[cfg(feature = "log")]
+            report(frame, &maps, reason);
             return DROP;
         }
         Verdict::Refuse(reason) => maps.count_drop(reason, frame.size()),
@@ -115,4 +119,17 @@ fn finish(frame: &SkbFrame, mut maps: Maps, verdict: Verdict, back: u64) -> i32 
     }
     // SAFETY: a helper that takes numbers.
     unsafe { bpf_redirect(maps.interface, back) as i32 }
+}
+
+/// Says which packet was dropped although none should be, in objects that were built to (`cargo xtask ebpf --log`).
+#[cfg(feature = "log")]
+#[inline(always)]
+fn report(frame: &SkbFrame, maps: &Maps, reason: Reason) {
+    use aya_log_ebpf::warn;
+    let (interface, bytes) = (maps.interface, frame.size());
+    match reason {
+        Reason::Inconsistent => warn!(frame, "interface {}: dropped {} bytes: inconsistent maps", interface, bytes),
+        Reason::NotWritable => warn!(frame, "interface {}: dropped {} bytes: not writable", interface, bytes),
+        _ => {}
+    }
 }
