@@ -7,8 +7,8 @@ use bytemuck::Pod;
 pub trait Address: Pod + Eq + core::fmt::Debug + Send + Sync + 'static {
     /// 4 or 6.
     const VERSION: u8;
-    /// A copy that passes through registers. LLVM makes a plain copy of 16 bytes, between places that may overlap for all
-    /// it knows, a call of memmove, which copies byte by byte and which the verifier walks so.
+    /// A copy that passes through registers. LLVM makes a plain copy of 16 bytes, of which it does not know how they are
+    /// aligned, one of single bytes or a call of memmove, which the verifier walks byte by byte.
     #[must_use]
     fn copy(&self) -> Self;
     /// The address as 32-bit words in *host order*, most significant first; words a family does not have are 0.
@@ -49,8 +49,14 @@ impl Address for [u8; 16] {
     const VERSION: u8 = 6;
 
     #[inline(always)]
+    #[expect(unsafe_code, reason = "a volatile read is what LLVM does not turn into a copy of bytes")]
     fn copy(&self) -> Self {
-        u128::from_ne_bytes(*self).to_ne_bytes()
+        #[repr(C, packed)]
+        struct Word(u64);
+        let words = self.as_ptr().cast::<Word>();
+        // SAFETY: both words lie within the 16 bytes, and `Word` may be anywhere.
+        let [low, high] = unsafe { [words.read_volatile().0, words.add(1).read_volatile().0] };
+        (u128::from(low.to_le()) | u128::from(high.to_le()) << 64).to_le_bytes()
     }
 
     #[inline(always)]

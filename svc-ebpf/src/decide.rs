@@ -139,8 +139,8 @@ fn keeps_backend<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>, 
         }
         let closing = FlowState::Closing as u8;
         reply(&mut scratch.entry, &scratch.key, flow);
-        let reply_closing = tables.peek_flow(&scratch.entry.key).is_none_or(|reply| reply.state == closing);
-        if flow.state == closing || reply_closing {
+        let has_reply = tables.peek_flow(&scratch.entry.key, &mut scratch.found);
+        if flow.state == closing || !has_reply || scratch.found.state == closing {
             return false;
         }
     } else if flow.flags & FLOW_DIRECT == 0 && first_in_tick && frontend(tables, &scratch.key).is_none() {
@@ -173,6 +173,8 @@ fn lost_its_entry<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>)
         hook: Hook::Egress as u8,
         ..*key
     };
-    let reply = tables.peek_flow(&scratch.entry.key);
-    reply.is_some_and(|reply| reply.address == key.destination && reply.port == key.destination_port)
+    let reply = &mut scratch.found;
+    tables.peek_flow(&scratch.entry.key, reply)
+        && reply.address == key.destination
+        && reply.port == key.destination_port
 }

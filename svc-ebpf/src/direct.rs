@@ -38,14 +38,13 @@ pub enum Apart {
 pub fn keep_apart<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) -> Apart {
     direct(tables, scratch);
     reply(&mut scratch.entry, &scratch.key, &scratch.flow);
-    match tables.peek_flow(&scratch.entry.key) {
-        Some(owner) if owner.flags & FLOW_DIRECT != 0 && owner.peer_port == 0 => return Apart::Alone,
-        Some(_) => {}
+    if !tables.peek_flow(&scratch.entry.key, &mut scratch.found) {
         // Whoever made the entry meanwhile: the next packet sees it. A full table is no reason to harm a direct flow.
-        None => {
-            let _ = tables.insert_flow(&scratch.entry.key, &scratch.entry.flow);
-            return Apart::Alone;
-        }
+        let _ = tables.insert_flow(&scratch.entry.key, &scratch.entry.flow);
+        return Apart::Alone;
+    }
+    if scratch.found.flags & FLOW_DIRECT != 0 && scratch.found.peer_port == 0 {
+        return Apart::Alone;
     }
     let key = &scratch.key;
     let hash = flow_hash(&key.source, key.source_port, &key.destination, key.destination_port, key.protocol);

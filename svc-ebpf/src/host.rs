@@ -202,6 +202,7 @@ fn empty_scratch<A: Ip>() -> Scratch<A> {
         key,
         flow: Flow::empty(),
         entry: Entry { key, flow: Flow::empty() },
+        found: Flow::empty(),
         frontend: Frontend::default(),
         range: svc_common::SlotRange::default(),
         interface: Interface::default(),
@@ -255,8 +256,9 @@ impl<A: Ip + std::hash::Hash> Tables<A> for HostTables<A> {
         Some(first_in_tick)
     }
 
-    fn peek_flow(&mut self, key: &FlowKey<A>) -> Option<Flow<A>> {
-        self.flows.get(key).copied()
+    fn peek_flow(&mut self, key: &FlowKey<A>, into: &mut Flow<A>) -> bool {
+        let found = self.flows.get(key);
+        found.inspect(|flow| *into = **flow).is_some()
     }
 
     fn insert_flow(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> Insert {

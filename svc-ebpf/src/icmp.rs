@@ -48,9 +48,8 @@ pub fn translate<A: Ip, F: Frame, T: Tables<A>>(
         hook: hook as u8,
         pad: [0; 2],
     };
-    match tables.peek_flow(key) {
-        Some(found) => *flow = found,
-        None => return Verdict::Pass,
+    if !tables.peek_flow(key, flow) {
+        return Verdict::Pass;
     }
     match write(frame, &packet.header, head, ports, flow, hook) {
         Some(()) => Verdict::Pass,

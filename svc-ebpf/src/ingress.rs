@@ -73,13 +73,13 @@ fn forward<A: Ip, F: Frame, T: Tables<A>>(
 /// that it goes up the stack, where netfilter sees both directions of the connection, instead of from port to port.
 #[inline(always)]
 fn steer<A: Ip, F: Frame, T: Tables<A>>(frame: &mut F, tables: &mut T, scratch: &mut Scratch<A>) -> Verdict {
-    let Scratch { packet, entry, fragment, interface, .. } = scratch;
+    let Scratch { packet, entry, found, fragment, interface, .. } = scratch;
     if interface.flags & INTERFACE_BRIDGE_PORT == 0 {
         return Verdict::Pass;
     }
     packet.write_key(Hook::Egress, &mut entry.key);
     // A direct connection went from port to port, so its replies do as well.
-    if tables.peek_flow(&entry.key).is_none_or(|flow| flow.flags & FLOW_DIRECT != 0) {
+    if !tables.peek_flow(&entry.key, found) || found.flags & FLOW_DIRECT != 0 {
         return Verdict::Pass;
     }
     packet.remember_fragment(tables, Hook::Ingress, fragment);

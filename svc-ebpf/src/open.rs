@@ -124,7 +124,7 @@ pub(crate) fn claim<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A
     match tables.insert_flow(&entry.key, &entry.flow) {
         Insert::Done => {}
         Insert::Taken => {
-            if !is_ours(tables, entry) {
+            if !is_ours(tables, entry, &mut scratch.found) {
                 return Insert::Taken;
             }
             if !tables.replace_flow(&entry.key, &entry.flow) {
@@ -136,11 +136,14 @@ pub(crate) fn claim<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A
     if is_hairpin(&scratch.key, &scratch.flow) { claim_hairpin(tables, scratch) } else { Insert::Done }
 }
 
-/// True if an entry is in the table as the entry of this flow, not of another one that has its key.
+/// True if an entry is in the table as the entry of this flow, not of another one that has its key; `owner` becomes what
+/// is there.
 #[inline(always)]
-fn is_ours<A: Ip, T: Tables<A>>(tables: &mut T, entry: &Entry<A>) -> bool {
-    let Some(owner) = tables.peek_flow(&entry.key) else { return false };
-    owner.address == entry.flow.address && owner.port == entry.flow.port && owner.peer_port == entry.flow.peer_port
+fn is_ours<A: Ip, T: Tables<A>>(tables: &mut T, entry: &Entry<A>, owner: &mut Flow<A>) -> bool {
+    tables.peek_flow(&entry.key, owner)
+        && owner.address == entry.flow.address
+        && owner.port == entry.flow.port
+        && owner.peer_port == entry.flow.peer_port
 }
 
 /// Removes the flow of the forward entry in `scratch`: both entries, or the reply's next packet would bring the forward one
@@ -148,7 +151,7 @@ fn is_ours<A: Ip, T: Tables<A>>(tables: &mut T, entry: &Entry<A>) -> bool {
 #[inline(always)]
 pub fn close<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) {
     reply(&mut scratch.entry, &scratch.key, &scratch.flow);
-    if is_ours(tables, &scratch.entry) {
+    if is_ours(tables, &scratch.entry, &mut scratch.found) {
         tables.remove_flow(&scratch.entry.key);
     }
     tables.remove_flow(&scratch.key);

@@ -23,6 +23,8 @@ pub struct Scratch<A> {
     pub flow: Flow<A>,
     /// Another entry of the flow, while it is looked at or made.
     pub entry: Entry<A>,
+    /// The value of another flow's entry, while it is looked at.
+    pub found: Flow<A>,
     /// The frontend a new flow is addressed to.
     pub frontend: Frontend,
     /// The slots that policy grants its client; not empty.

@@ -46,8 +46,8 @@ pub trait Tables<A>: Decisions<A> {
     /// Returns true if the packet is the entry's first in this unit of time, which is the moment for what need not be
     /// done for every packet.
     fn flow(&mut self, key: &FlowKey<A>, closes: bool, into: &mut Flow<A>) -> Option<bool>;
-    /// FLOWS: finds an entry without touching it.
-    fn peek_flow(&mut self, key: &FlowKey<A>) -> Option<Flow<A>>;
+    /// FLOWS: finds an entry and copies it without touching it; false if there is none.
+    fn peek_flow(&mut self, key: &FlowKey<A>, into: &mut Flow<A>) -> bool;
     /// FLOWS: makes an entry if there is none.
     fn insert_flow(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> Insert;
     /// FLOWS: makes or overwrites an entry; false if the table did not take it.

@@ -3,13 +3,13 @@
 //! Values of hash maps are copied at once: a reference would not survive the next insertion or eviction.
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST},
+    bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
     helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
     macros::btf_map,
 };
 use svc_common::{
-    Affinity, AffinityKey, Backend, Cidr, Config, Counters, Flow, FlowKey, FlowState, FragmentKey, Frontend,
+    Address as _, Affinity, AffinityKey, Backend, Cidr, Config, Counters, Flow, FlowKey, FragmentKey, Frontend,
     FrontendKey, Hook, Interface, Ports, Reason, ServiceName, SlotLine, SocketBackend, SocketKey, SocketPeer,
     SourcePrefix,
     hash::SLOTS_PER_LINE,
@@ -24,9 +24,10 @@ use svc_ebpf::{
     tables::{Decisions, Drops, Insert, Sockets, Tables},
 };
 
+use super::flows_lru::FlowTable as _;
+
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
-const EEXIST: i32 = 17;
 
 type A4 = [u8; 4];
 type A6 = [u8; 16];
@@ -41,10 +42,6 @@ static SLOTS: Array<SlotLine, 262144, MMAPABLE> = Array::new();
 static BACKENDS_V4: Array<Backend<A4>, 131072, MMAPABLE> = Array::new();
 #[btf_map]
 static BACKENDS_V6: Array<Backend<A6>, 131072, MMAPABLE> = Array::new();
-#[btf_map]
-static FLOWS_V4: LruHashMap<FlowKey<A4>, Flow<A4>, 262144> = LruHashMap::new();
-#[btf_map]
-static FLOWS_V6: LruHashMap<FlowKey<A6>, Flow<A6>, 262144> = LruHashMap::new();
 #[btf_map]
 static AFFINITY_V4: LruHashMap<AffinityKey<A4>, Affinity, 65536> = LruHashMap::new();
 #[btf_map]
@@ -185,7 +182,7 @@ pub(super) fn config() -> Config {
 ///
 /// Both are valid, and aligned to 4 bytes.
 #[inline(always)]
-unsafe fn copy<T>(from: *const T, to: *mut T) {
+pub(super) unsafe fn copy<T>(from: *const T, to: *mut T) {
     let (from, to) = (from.cast::<u32>(), to.cast::<u32>());
     for word in 0..core::mem::size_of::<T>() / 4 {
         // SAFETY: within the value. Volatile, or LLVM would see through it.
@@ -194,7 +191,7 @@ unsafe fn copy<T>(from: *const T, to: *mut T) {
 }
 
 #[inline(always)]
-fn coarse_now() -> u32 {
+pub(super) fn coarse_now() -> u32 {
     // SAFETY: a helper without arguments.
     (unsafe { bpf_ktime_get_coarse_ns() } >> 30) as u32
 }
@@ -234,7 +231,7 @@ impl Drops for Maps {
 
 macro_rules! family {
     (
-        $address:ty, $frontends:ident, $backends:ident, $flows:ident, $affinity:ident, $fragments:ident, $sockets:ident,
+        $address:ty, $frontends:ident, $backends:ident, $affinity:ident, $fragments:ident, $sockets:ident,
         $peers:ident, $vips:ident, $cidrs:ident, $sources:ident, $attempt:ident, $decide:ident
     ) => {
         impl Decisions<$address> for Maps {
@@ -252,7 +249,8 @@ macro_rules! family {
 
             #[inline(always)]
             fn backend(&mut self, id: u32) -> Option<Backend<$address>> {
-                $backends.get(id).copied()
+                let backend = $backends.get(id)?;
+                Some(Backend { address: backend.address.copy(), ..*backend })
             }
 
             #[inline(always)]
@@ -348,48 +346,27 @@ macro_rules! family {
 
             #[inline(always)]
             fn flow(&mut self, key: &FlowKey<$address>, closes: bool, into: &mut Flow<$address>) -> Option<bool> {
-                let entry = $flows.get_ptr_mut(key)?;
-                let now = coarse_now();
-                // SAFETY: the element may be evicted and reused while it is used here (LRU maps are never freed under a
-                // program): then another flow's time or state is touched, which costs it a second of age or a new
-                // choice at its next SYN. Fields are written whole.
-                unsafe {
-                    let first_in_tick = (*entry).last_seen != now;
-                    if first_in_tick {
-                        (*entry).last_seen = now;
-                    }
-                    if closes {
-                        (*entry).state = FlowState::Closing as u8;
-                    }
-                    copy(entry, into);
-                    Some(first_in_tick)
-                }
+                <$address>::flow(key, closes, into)
             }
 
             #[inline(always)]
-            fn peek_flow(&mut self, key: &FlowKey<$address>) -> Option<Flow<$address>> {
-                // SAFETY: copied at once.
-                unsafe { $flows.get(key) }.copied()
+            fn peek_flow(&mut self, key: &FlowKey<$address>, into: &mut Flow<$address>) -> bool {
+                <$address>::peek(key, into)
             }
 
             #[inline(always)]
             fn insert_flow(&mut self, key: &FlowKey<$address>, flow: &Flow<$address>) -> Insert {
-                match $flows.insert(key, flow, u64::from(BPF_NOEXIST)) {
-                    Ok(()) => Insert::Done,
-                    Err(error) if error == -EEXIST => Insert::Taken,
-                    Err(_) => Insert::Full,
-                }
+                <$address>::write(key, flow, true)
             }
 
             #[inline(always)]
             fn replace_flow(&mut self, key: &FlowKey<$address>, flow: &Flow<$address>) -> bool {
-                $flows.insert(key, flow, u64::from(BPF_ANY)).is_ok()
+                <$address>::write(key, flow, false) == Insert::Done
             }
 
             #[inline(always)]
             fn remove_flow(&mut self, key: &FlowKey<$address>) {
-                // Absent already is as good as removed.
-                let _ = $flows.remove(key);
+                <$address>::remove(key);
             }
 
             #[inline(always)]
@@ -466,7 +443,6 @@ family!(
     A4,
     FRONTENDS_V4,
     BACKENDS_V4,
-    FLOWS_V4,
     AFFINITY_V4,
     FRAGMENTS_V4,
     SOCKETS_V4,
@@ -481,7 +457,6 @@ family!(
     A6,
     FRONTENDS_V6,
     BACKENDS_V6,
-    FLOWS_V6,
     AFFINITY_V6,
     FRAGMENTS_V6,
     SOCKETS_V6,
