@@ -4,7 +4,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::{AffinityKey, Backend, Cidr, Flow, FlowKey, FragmentKey, FrontendKey, SocketKey, SocketPeer, SourcePrefix};
+use crate::{
+    AffinityKey, Backend, Cidr, Flow, FlowBucket, FlowKey, FragmentKey, FrontendKey, SocketKey, SocketPeer,
+    SourcePrefix,
+};
 
 macro_rules! pod_in_both_families {
     ($($name:ident),*) => {$(
@@ -38,6 +41,18 @@ pod_in_both_families!(
     SocketPeer,
     SourcePrefix
 );
+
+// SAFETY: all-zero bytes are valid slots.
+unsafe impl<S: Zeroable> Zeroable for FlowBucket<S> {}
+// SAFETY: repr(C), and nothing but an array of a type without padding.
+unsafe impl<S: Pod> Pod for FlowBucket<S> {}
+
+#[cfg(feature = "user")]
+// SAFETY: the type is Pod as just argued.
+unsafe impl aya::Pod for FlowBucket<crate::FlowSlotV4> {}
+#[cfg(feature = "user")]
+// SAFETY: as above.
+unsafe impl aya::Pod for FlowBucket<crate::FlowSlotV6> {}
 
 #[cfg(feature = "user")]
 mod aya_pod {

@@ -38,6 +38,8 @@ pub mod flow;
 pub mod frame;
 #[cfg(feature = "host")]
 pub mod host;
+#[cfg(feature = "host")]
+pub mod host_table;
 pub mod icmp;
 pub mod ingress;
 pub mod ip;
@@ -50,6 +52,7 @@ pub mod rewrite;
 pub mod scratch;
 pub mod select;
 pub mod socket;
+pub mod table;
 pub mod tables;
 pub mod verdict;
 

@@ -19,6 +19,12 @@ pub(crate) struct Options {
     /// With log lines (aya-log) for packets that are dropped although none should be, into .build/ebpf/svc-log.o
     #[arg(long)]
     pub(crate) log: bool,
+    /// More features of svc-ebpf, for measuring: array-flows, bench
+    #[arg(long, value_name = "NAME", value_delimiter = ',', requires = "output")]
+    pub(crate) features: Vec<String>,
+    /// Where the object goes instead
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
 }
 
 /// Flags for rustc, one each.
@@ -42,12 +48,14 @@ pub(crate) fn run(options: &Options) -> Result<PathBuf> {
         false => ("building the kernel object", "kernel", workspace::kernel_object()),
         true => ("building the kernel object with log lines", "kernel,log", workspace::kernel_object_with_log()),
     };
+    let features = options.features.iter().fold(features.to_owned(), |features, more| format!("{features},{more}"));
+    let object = options.output.clone().unwrap_or(object);
     step(what);
     let target_directory = workspace::build_directory().join("ebpf-target");
     let mut command = cargo(tools.toolchain.cargo());
     command
         .current_dir(workspace::root())
-        .args(["build", "--quiet", "--release", "--package", "svc-ebpf", "--features", features, "--bin", "svc"])
+        .args(["build", "--quiet", "--release", "--package", "svc-ebpf", "--features", &features, "--bin", "svc"])
         .args(["--target", TARGET, "-Z", "build-std=core", "--target-dir"])
         .arg(&target_directory)
         .env("RUSTC", tools.toolchain.rustc())

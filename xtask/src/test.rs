@@ -67,7 +67,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     let start = Instant::now();
     setup::run_tools()?;
-    let with_log = ebpf::run(&ebpf::Options { log: true })?;
+    let with_log = ebpf::run(&ebpf::Options { log: true, ..ebpf::Options::default() })?;
     let object = ebpf::run(&ebpf::Options::default())?;
     raise_limits()?;
 

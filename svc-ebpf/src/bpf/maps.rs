@@ -24,6 +24,9 @@ use svc_ebpf::{
     tables::{Decisions, Drops, Insert, Sockets, Tables},
 };
 
+#[cfg(feature = "array-flows")]
+use super::flows_array::FlowTable as _;
+#[cfg(not(feature = "array-flows"))]
 use super::flows_lru::FlowTable as _;
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -97,10 +100,16 @@ static SCRATCH_V6: PerCpuArray<Scratch<A6>, 2> = PerCpuArray::new();
 #[btf_map]
 static FORGOTTEN: PerCpuArray<u64, 1> = PerCpuArray::new();
 
+/// Where [`forget`] forgets: a word of this CPU's.
+#[inline(always)]
+pub(super) fn forgotten() -> Option<*mut u64> {
+    FORGOTTEN.get_ptr_mut(0)
+}
+
 /// Takes a value through a map, on whose contents the verifier has no opinion; what is larger becomes [`FURTHEST`].
 #[inline(always)]
 pub(super) fn forget(value: usize) -> usize {
-    match FORGOTTEN.get_ptr_mut(0) {
+    match forgotten() {
         // SAFETY: a value of a per-CPU array belongs to this CPU while the program runs.
         Some(place) => unsafe {
             place.write_volatile(value.min(FURTHEST) as u64);
@@ -182,6 +191,7 @@ pub(super) fn config() -> Config {
 ///
 /// Both are valid, and aligned to 4 bytes.
 #[inline(always)]
+#[cfg(not(feature = "array-flows"))]
 pub(super) unsafe fn copy<T>(from: *const T, to: *mut T) {
     let (from, to) = (from.cast::<u32>(), to.cast::<u32>());
     for word in 0..core::mem::size_of::<T>() / 4 {

@@ -1,5 +1,10 @@
 //! Programs, maps and kernel helpers: everything in this crate that needs `unsafe`.
 
+#[cfg(feature = "bench")]
+mod bench;
+#[cfg(feature = "array-flows")]
+mod flows_array;
+#[cfg(not(feature = "array-flows"))]
 mod flows_lru;
 mod frames;
 mod maps;
