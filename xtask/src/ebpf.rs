@@ -1,4 +1,4 @@
-//! Builds the kernel object: package svc-ebpf for the bpf target, with a `core` compiled for it.
+//! Builds the kernel object, and the benchmark's: package svc-ebpf for the bpf target, with a `core` compiled for it.
 //!
 //! cargo is called directly and with a target directory of its own: the flags below must not reach the host's crates.
 
@@ -27,15 +27,33 @@ fn rust_flags() -> Vec<String> {
     ]
 }
 
-/// Builds it and returns where it is.
+/// An object that is built from svc-ebpf: its binary, and the feature that the binary needs.
+struct Object {
+    binary: &'static str,
+    feature: &'static str,
+    what: &'static str,
+}
+
+/// Builds the kernel object and returns where it is.
 pub(crate) fn run() -> Result<PathBuf> {
+    build(&Object { binary: "svc", feature: "kernel", what: "the kernel object" }, workspace::kernel_object())
+}
+
+/// Builds the benchmark's programs and returns where they are.
+pub(crate) fn bench() -> Result<PathBuf> {
+    let path = workspace::build_directory().join("ebpf").join("bench.o");
+    build(&Object { binary: "bench", feature: "bench", what: "the benchmark's programs" }, path)
+}
+
+fn build(what: &Object, object: PathBuf) -> Result<PathBuf> {
+    let Object { binary, feature, what } = what;
     let tools = setup::build_tools()?;
-    step("building the kernel object");
+    step(format!("building {what}"));
     let target_directory = workspace::build_directory().join("ebpf-target");
     let mut command = cargo(tools.toolchain.cargo());
     command
         .current_dir(workspace::root())
-        .args(["build", "--quiet", "--release", "--package", "svc-ebpf", "--features", "kernel", "--bin", "svc"])
+        .args(["build", "--quiet", "--release", "--package", "svc-ebpf", "--features", feature, "--bin", binary])
         .args(["--target", TARGET, "-Z", "build-std=core", "--target-dir"])
         .arg(&target_directory)
         .env("RUSTC", tools.toolchain.rustc())
@@ -60,10 +78,9 @@ pub(crate) fn run() -> Result<PathBuf> {
     ] {
         command.env(format!("CARGO_PROFILE_RELEASE_{name}"), value);
     }
-    run_command(&mut command).context("the kernel object cannot be built")?;
+    run_command(&mut command).with_context(|| format!("{what} cannot be built"))?;
 
-    let built = target_directory.join(TARGET).join("release").join("svc");
-    let object = workspace::kernel_object();
+    let built = target_directory.join(TARGET).join("release").join(binary);
     let bytes = std::fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
     // Written only if it differs: the agent embeds it and would be built again.
     if std::fs::read(&object).is_ok_and(|present| present == bytes) {

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod build;
 mod demo;
 mod ebpf;
@@ -42,6 +43,8 @@ enum Command {
     Demo(demo::Options),
     /// Run every test: units, the loaded programs, and clusters of network namespaces (root)
     Test(test::Options),
+    /// Measure packets in the loaded programs and in the lab beside kube-proxy's way, and print one table (root)
+    Bench(bench::Options),
     /// Check formatting, lints, licences and advisories
     Lint,
     /// Build the container image and leave it as an OCI archive in .build/
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Command::Build(options) => build::run(&options).map(|_| ()),
         Command::Demo(options) => demo::run(&options),
         Command::Test(options) => test::run(&options),
+        Command::Bench(options) => bench::run(&options),
         Command::Lint => lint::run(),
         Command::Image(options) => image::run(&options),
     };

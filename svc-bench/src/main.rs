@@ -1,0 +1,82 @@
+//! The command line of the benchmark: `cargo xtask bench` builds what it needs and starts it.
+
+use std::{fs, path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum};
+use svc_bench::{budget, kernel, machine::Machine, report::Report};
+
+/// Measure packets in the loaded programs and in the lab
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Options {
+    /// The kernel object
+    #[arg(long, default_value = ".build/ebpf/svc.o")]
+    object: PathBuf,
+    /// The benchmark's own programs
+    #[arg(long, default_value = ".build/ebpf/bench.o")]
+    bench_object: PathBuf,
+    /// The recorded budgets
+    #[arg(long, default_value = "svc-ebpf/budget.json")]
+    budget: PathBuf,
+    /// Where the tables are written as JSON
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Fewer packets and rounds
+    #[arg(long)]
+    quick: bool,
+    /// Only these sections
+    #[arg(long)]
+    only: Vec<Name>,
+    /// Write the budgets as they are now, and measure nothing
+    #[arg(long)]
+    record: bool,
+}
+
+/// The sections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Name {
+    /// Cost of a packet in the loaded programs
+    Kernel,
+    /// What the verifier counts
+    Budget,
+}
+
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<()> {
+    if options.record {
+        return budget::record(&options.object, &options.budget);
+    }
+    let machine = Machine::look()?;
+    eprintln!("{}", machine.line());
+    let mut sections = Vec::new();
+    for &name in Name::value_variants() {
+        if !options.only.is_empty() && !options.only.contains(&name) {
+            continue;
+        }
+        match name {
+            Name::Kernel => sections.extend(kernel::run(&options.object, &options.bench_object, options.quick)?),
+            Name::Budget => sections.push(budget::section(&options.object, &options.budget)?),
+        }
+    }
+    let report = Report { machine, quick: options.quick, sections };
+    print!("{}", report.text());
+    if let Some(path) = &options.json {
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
+        }
+        let text = serde_json::to_string_pretty(&report)?;
+        fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+        eprintln!("written to {}", path.display());
+    }
+    Ok(())
+}
