@@ -5,6 +5,8 @@
 
 pub mod budget;
 pub mod kernel;
+pub mod lab;
+pub mod load;
 pub mod machine;
 pub mod report;
 pub mod stats;

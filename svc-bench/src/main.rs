@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
-use svc_bench::{budget, kernel, machine::Machine, report::Report};
+use svc_bench::{budget, kernel, lab, load, machine::Machine, report::Report};
 
 /// Measure packets in the loaded programs and in the lab
 #[derive(Debug, Parser)]
@@ -31,6 +31,9 @@ struct Options {
     /// Write the budgets as they are now, and measure nothing
     #[arg(long)]
     record: bool,
+    /// Parts of the lab's load, which the benchmark starts in its namespaces
+    #[command(subcommand)]
+    load: Option<load::Load>,
 }
 
 /// The sections.
@@ -38,6 +41,8 @@ struct Options {
 enum Name {
     /// Cost of a packet in the loaded programs
     Kernel,
+    /// End to end, in network namespaces
+    Lab,
     /// What the verifier counts
     Budget,
 }
@@ -53,6 +58,9 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<()> {
+    if let Some(load) = &options.load {
+        return load::run(load);
+    }
     if options.record {
         return budget::record(&options.object, &options.budget);
     }
@@ -65,6 +73,7 @@ fn run(options: &Options) -> Result<()> {
         }
         match name {
             Name::Kernel => sections.extend(kernel::run(&options.object, &options.bench_object, options.quick)?),
+            Name::Lab => sections.push(lab::run(options.quick)?),
             Name::Budget => sections.push(budget::section(&options.object, &options.budget)?),
         }
     }
