@@ -28,6 +28,9 @@ struct Options {
     /// Only these sections
     #[arg(long)]
     only: Vec<Name>,
+    /// Only rows of the kernel's section whose name contains this, to look at them with perf
+    #[arg(long)]
+    row: Option<String>,
     /// Write the budgets as they are now, and measure nothing
     #[arg(long)]
     record: bool,
@@ -72,7 +75,10 @@ fn run(options: &Options) -> Result<()> {
             continue;
         }
         match name {
-            Name::Kernel => sections.extend(kernel::run(&options.object, &options.bench_object, options.quick)?),
+            Name::Kernel => {
+                let row = options.row.as_deref().unwrap_or_default();
+                sections.extend(kernel::run(&options.object, &options.bench_object, options.quick, row)?);
+            }
             Name::Lab => sections.push(lab::run(options.quick)?),
             Name::Budget => sections.push(budget::section(&options.object, &options.budget)?),
         }

@@ -22,6 +22,9 @@ pub(crate) struct Options {
     /// Where the table is written as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Only rows of the kernel's section whose name contains this, to look at them with perf
+    #[arg(long, value_name = "NAME")]
+    row: Option<String>,
     /// Write the budgets that `cargo xtask test` checks, as they are now, and measure nothing
     #[arg(long)]
     record: bool,
@@ -68,6 +71,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     for section in &options.only {
         command.args(["--only", section]);
+    }
+    if let Some(row) = &options.row {
+        command.args(["--row", row]);
     }
     let status = command.status().with_context(|| format!("cannot start `{}`", describe(&command)))?;
     check(&command, status)

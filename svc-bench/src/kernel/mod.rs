@@ -39,16 +39,16 @@ const QUICK: Sizes = Sizes { batch: 50_000, new: 1 << 13 };
 /// Flows that are sure to fill a flow table of the default size.
 const FILL: u32 = 400_000;
 
-/// Measures the programs, then the floor.
-pub fn run(object: &Path, own: &Path, quick: bool) -> Result<Vec<Section>> {
+/// Measures the programs, then the floor: rows whose name contains `name`.
+pub fn run(object: &Path, own: &Path, quick: bool, name: &str) -> Result<Vec<Section>> {
     let cpu = *cpus()?.last().context("there is no CPU")?;
     // On a thread of its own: what comes after this section may use every CPU.
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             pin(cpu)?;
             let sizes = if quick { QUICK } else { FULL };
-            let v4 = family::<[u8; 4]>(object, own, sizes).context("IPv4")?;
-            let v6 = family::<[u8; 16]>(object, own, sizes).context("IPv6")?;
+            let v4 = family::<[u8; 4]>(object, own, sizes, name).context("IPv4")?;
+            let v6 = family::<[u8; 16]>(object, own, sizes, name).context("IPv6")?;
             Ok(sections(v4, v6))
         });
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -89,7 +89,7 @@ fn sections(v4: Figures, v6: Figures) -> Vec<Section> {
     ]
 }
 
-fn family<A: Family>(object: &Path, own: &Path, sizes: Sizes) -> Result<Figures>
+fn family<A: Family>(object: &Path, own: &Path, sizes: Sizes, name: &str) -> Result<Figures>
 where
     FrontendKey<A>: Pod,
     Backend<A>: Pod,
@@ -98,23 +98,25 @@ where
     let mut figures = Figures::default();
     let mut bed = Bed::load(object, own, Flows::Default)?;
     world::program::<A>(&mut bed)?;
-    for row in ROWS {
+    for row in ROWS.iter().filter(|row| row.name.contains(name)) {
         figures.programs.push((row.name, measure::<A>(&mut bed, row, sizes).context(row.name)?));
     }
-    for floor in FLOORS {
+    for floor in FLOORS.iter().filter(|floor| floor.name.contains(name)) {
         figures.floors.push((floor.name, measure_floor::<A>(&mut bed, floor, sizes).context(floor.name)?));
     }
-    let mut filling = new(Kind::Udp).plan::<A>()?;
-    // Clients of their own.
-    filling.next = 1 << 30;
-    bed.run(&mut filling, "svc_ingress", FILL)?;
     let mut full = Vec::new();
-    for row in FULL_ROWS {
+    for row in FULL_ROWS.iter().filter(|row| row.name.contains(name)) {
+        if full.is_empty() {
+            let mut filling = new(Kind::Udp).plan::<A>()?;
+            // Clients of their own.
+            filling.next = 1 << 30;
+            bed.run(&mut filling, "svc_ingress", FILL)?;
+        }
         full.push((row.name, measure::<A>(&mut bed, row, sizes).context(row.name)?));
     }
     drop(bed);
 
-    for row in NEW_ROWS {
+    for row in NEW_ROWS.iter().filter(|row| row.name.contains(name)) {
         let mut bed = Bed::load(object, own, Flows::Roomy(A::SUFFIX))?;
         world::program::<A>(&mut bed)?;
         figures.programs.push((row.name, measure::<A>(&mut bed, row, sizes).context(row.name)?));

@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    fmt::Write as _,
     io::{BufRead, BufReader},
     net::{Ipv4Addr, SocketAddrV4},
     path::PathBuf,
@@ -121,10 +122,10 @@ fn addresses(lab: &Lab, client: &Pod, backend: &Pod) -> Result<Vec<Ipv4Addr>> {
     let all: Vec<Ipv4Addr> = std::iter::once(backend.addresses.v4).chain(more).collect();
     let (mut node, mut pod) = (String::new(), String::new());
     for address in &all[1..] {
-        node += &format!("route add {address}/32 dev {} scope link\n", device(backend)?);
-        pod += &format!("addr add {address}/32 dev eth0\n");
+        writeln!(node, "route add {address}/32 dev {} scope link", device(backend)?)?;
+        writeln!(pod, "addr add {address}/32 dev eth0")?;
     }
-    node += &format!("route add {SOURCES}/16 dev {} scope link\n", device(client)?);
+    writeln!(node, "route add {SOURCES}/16 dev {} scope link", device(client)?)?;
     lab.node(1).ip(&node)?;
     backend.ip(&pod)?;
     // Sockets can be bound to any address of it.

@@ -36,11 +36,11 @@ struct Figure {
 }
 
 fn rate(outcome: &Outcome) -> f64 {
-    outcome.operations as f64 / outcome.seconds
+    f64::from(outcome.operations) / outcome.seconds
 }
 
 fn cpu_ns(outcome: &Outcome) -> f64 {
-    outcome.cpu_seconds * 1e9 / outcome.operations as f64
+    outcome.cpu_seconds * 1e9 / f64::from(outcome.operations)
 }
 
 fn cpu_us(outcome: &Outcome) -> f64 {
@@ -127,7 +127,7 @@ pub fn run(quick: bool) -> Result<Section> {
                 let name = cluster.serving.name();
                 let outcome =
                     cluster.measure(test.way, count).with_context(|| format!("{}, {name}", test.way.name()))?;
-                if outcome.delivered * 1000 < outcome.operations * 999 {
+                if u64::from(outcome.delivered) * 1000 < u64::from(outcome.operations) * 999 {
                     let (delivered, operations) = (outcome.delivered, outcome.operations);
                     notes.push(format!("{}, {name}: {delivered} of {operations} arrived", test.way.name()));
                 }

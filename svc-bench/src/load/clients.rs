@@ -18,7 +18,8 @@ use super::{
     server::{ASKING, REQUEST},
 };
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(10);
+const QUESTIONS_AT_MOST: u32 = 50;
 /// Connections open at a time.
 const OPEN: u32 = 32;
 /// New flows of a source address use these ports.
@@ -42,18 +43,22 @@ fn seen(to: SocketAddrV4) -> Result<u64> {
     ask(&socket)
 }
 
+/// Asks until there is an answer: after a long burst the server has no room for a question.
 fn ask(socket: &UdpSocket) -> Result<u64> {
-    socket.set_read_timeout(Some(PATIENCE))?;
-    socket.send(&[ASKING; LEN])?;
-    let mut count = [0; 8];
-    let read = socket.recv(&mut count).with_context(|| {
-        format!(
-            "{} does not answer",
-            socket.peer_addr().map_or_else(|error| error.to_string(), |peer| peer.to_string())
-        )
-    })?;
-    ensure!(read == count.len(), "an answer of {read} bytes");
-    Ok(u64::from_be_bytes(count))
+    socket.set_read_timeout(Some(PATIENCE / QUESTIONS_AT_MOST))?;
+    for _ in 0..QUESTIONS_AT_MOST {
+        socket.send(&[ASKING; LEN])?;
+        let mut count = [0; 8];
+        match socket.recv(&mut count) {
+            Ok(read) => {
+                ensure!(read == count.len(), "an answer of {read} bytes");
+                return Ok(u64::from_be_bytes(count));
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    bail!("the server of {} does not answer", socket.peer_addr()?)
 }
 
 /// Looks without news after which what the server has not seen is lost.
@@ -75,15 +80,15 @@ fn measured(what: &Send, work: impl FnOnce(&Send, Begin<'_>) -> Result<()>) -> R
 
     // The server may still have much to take in: its time counts until it has.
     let (mut delivered, mut looks, mut asked) = (0, 0, 0);
-    while delivered < u64::from(what.count) && looks < LOOKS {
+    while delivered < what.count && looks < LOOKS {
         asked += 1;
-        let now = seen(what.to)?.saturating_sub(before + QUESTIONS + asked);
+        let now = u32::try_from(seen(what.to)?.saturating_sub(before + QUESTIONS + asked))?;
         looks = if now > delivered { 0 } else { looks + 1 };
         delivered = now;
     }
-    let cpu = meter.read()? - cpu;
+    let cpu = meter.read()?.saturating_sub(cpu);
     Ok(Outcome {
-        operations: what.count.into(),
+        operations: what.count,
         delivered,
         seconds: elapsed.as_secs_f64(),
         cpu_seconds: cpu.as_secs_f64(),
@@ -228,8 +233,8 @@ fn connections(what: &Send) -> Result<Outcome> {
             Err(_) => bail!("a client panicked"),
         })
     })?;
-    let (seconds, cpu) = (start.elapsed().as_secs_f64(), meter.read()? - cpu);
-    let done = u64::from(each * OPEN);
+    let (seconds, cpu) = (start.elapsed().as_secs_f64(), meter.read()?.saturating_sub(cpu));
+    let done = each * OPEN;
     Ok(Outcome { operations: done, delivered: done, seconds, cpu_seconds: cpu.as_secs_f64(), connect_seconds: 0.0 })
 }
 
@@ -238,12 +243,12 @@ fn connect_times(what: &Send) -> Result<Outcome> {
     let meter = Meter::new(what.server)?;
     let (cpu, start) = (meter.read()?, Instant::now());
     let mut times: Vec<Duration> = (0..what.count).map(|_| converse(what.to)).collect::<Result<_>>()?;
-    let (seconds, cpu) = (start.elapsed().as_secs_f64(), meter.read()? - cpu);
+    let (seconds, cpu) = (start.elapsed().as_secs_f64(), meter.read()?.saturating_sub(cpu));
     times.sort_unstable();
     let median = times.get(times.len() / 2).copied().unwrap_or_default();
     Ok(Outcome {
-        operations: what.count.into(),
-        delivered: what.count.into(),
+        operations: what.count,
+        delivered: what.count,
         seconds,
         cpu_seconds: cpu.as_secs_f64(),
         connect_seconds: median.as_secs_f64(),

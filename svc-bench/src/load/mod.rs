@@ -78,9 +78,9 @@ impl Way {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// Datagrams sent, or connections made.
-    pub operations: u64,
+    pub operations: u32,
     /// How many of them the server has seen.
-    pub delivered: u64,
+    pub delivered: u32,
     /// How long it took.
     pub seconds: f64,
     /// CPU time of everybody who had a part in it.

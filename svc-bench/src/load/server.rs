@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result};
 use nix::sys::socket::{setsockopt, sockopt};
 
-use super::messages::Burst;
+use super::messages::{BURST, Burst};
 
 /// First byte of a datagram that wants to be answered.
 pub(super) const ASKING: u8 = 1;
@@ -59,8 +59,8 @@ fn datagrams(socket: &UdpSocket) {
                 let _ = burst.answer(socket.as_fd(), at, &count.to_be_bytes());
             }
         }
-        if !asked {
-            // Let datagrams gather, or most of what is measured would be waking this thread.
+        if !asked && received < BURST {
+            // Nothing is left. Let datagrams gather, or most of what is measured would be waking this thread.
             thread::sleep(NAP);
         }
     }
