@@ -38,6 +38,8 @@ pub struct Interface {
 
 /// The interface is a port of a bridge: replies are steered up the stack so that conntrack sees both directions.
 pub const INTERFACE_BRIDGE_PORT: u8 = 1 << 0;
+/// The interface is a bridge: what arrives on it was seen, and perhaps translated, at one of its ports.
+pub const INTERFACE_BRIDGE: u8 = 1 << 1;
 
 /// Where packets that arrive on an interface come from.
 #[repr(u8)]

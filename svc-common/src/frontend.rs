@@ -71,10 +71,11 @@ pub const FLAG_HOST_ONLY: u32 = 1 << 6;
 pub const FLAG_SOURCE_RANGES: u32 = 1 << 7;
 
 impl Frontend {
-    /// True where clients outside the cluster are expected (node port, load balancer, external IP).
+    /// True where the outside may send connections to another node half-way: a load balancer's address or an external IP,
+    /// not a node's own address.
     #[inline(always)]
-    pub fn is_external(&self) -> bool {
-        self.flags & (FLAG_NODE_PORT | FLAG_LOAD_BALANCER | FLAG_EXTERNAL_IP) != 0
+    pub fn may_move(&self) -> bool {
+        self.flags & (FLAG_LOAD_BALANCER | FLAG_EXTERNAL_IP) != 0
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{
     flow::reply,
     ip::Ip,
     nowhere::no_frontend,
-    open::{open, repair},
+    open::{close, open, repair},
     scratch::Scratch,
     select::by_hash,
     tables::{Decisions, Tables},
@@ -84,10 +84,7 @@ pub fn decide<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) -> 
         Some(frontend) => scratch.frontend = frontend,
         None => {
             if has_flow {
-                // Both, or the reply's next packet would bring the forward entry back.
-                reply(&mut scratch.entry, &scratch.key, &scratch.flow);
-                tables.remove_flow(&scratch.entry.key);
-                tables.remove_flow(&scratch.key);
+                close(tables, scratch);
             }
             return no_frontend(tables, scratch);
         }
@@ -100,9 +97,9 @@ pub fn decide<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) -> 
     let (range, drop_flag) =
         if scratch.inside { (frontend.inside, FLAG_INSIDE_DROP) } else { (frontend.outside, FLAG_OUTSIDE_DROP) };
     scratch.range = range;
-    let is_external = frontend.is_external();
+    let may_move = frontend.may_move();
     let continues = !scratch.packet.may_open();
-    if continues && !is_external && (range.len == 0 || !lost_its_entry(tables, scratch)) {
+    if continues && !may_move && (range.len == 0 || !lost_its_entry(tables, scratch)) {
         // A connection that others translate: netfilter, from before this dataplane took over.
         return Decision::Pass;
     }

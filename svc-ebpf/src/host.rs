@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use bytemuck::Pod;
+use network_types::eth::EthHdr;
 use svc_common::{
     Affinity, AffinityKey, Backend, Cidr, Flow, FlowKey, FlowState, FragmentKey, Frontend, FrontendKey, Hook,
     Interface, Ports, SourcePrefix, target::target_bit,
@@ -77,7 +78,8 @@ impl Frame for HostFrame {
     }
 
     fn reshape(&mut self, end: usize, at: usize, room: usize) -> Option<()> {
-        if end > self.bytes.len() || at > end {
+        // As the kernel's frames: not behind VLAN tags.
+        if end > self.bytes.len() || at > end || (at != 0 && at != EthHdr::LEN) {
             return None;
         }
         self.bytes.truncate(end);

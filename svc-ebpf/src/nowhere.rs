@@ -2,6 +2,7 @@
 
 use svc_common::{
     Address, Reason,
+    config::INTERFACE_BRIDGE,
     vip::{VIP_INSIDE, VIP_OUTSIDE},
 };
 
@@ -43,6 +44,14 @@ pub fn no_frontend<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>
         Some(Reason::UnknownPort) => return Decision::Refuse(Reason::UnknownPort),
         Some(reason) => return Decision::Drop(reason),
         None => {}
+    }
+    // What a host sends to itself never leaves it.
+    if key.source == key.destination {
+        return Decision::Steer;
+    }
+    // Translated at a port of the bridge, a packet of a Service looks like a direct one on the bridge itself.
+    if scratch.interface.flags & INTERFACE_BRIDGE != 0 {
+        return Decision::Steer;
     }
     if !tables.is_target(&key.destination, key.destination_port, key.protocol) {
         return Decision::Steer;

@@ -8,7 +8,7 @@ use svc_common::{
 };
 
 use crate::{
-    flow::{forward_of, inbound, is_hairpin, outbound, reply},
+    flow::{Entry, forward_of, inbound, is_hairpin, outbound, reply},
     ip::Ip,
     scratch::Scratch,
     select::{affinity_hash, by_affinity, by_hash, remember_affinity},
@@ -124,10 +124,7 @@ pub(crate) fn claim<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A
     match tables.insert_flow(&entry.key, &entry.flow) {
         Insert::Done => {}
         Insert::Taken => {
-            let Some(owner) = tables.peek_flow(&entry.key) else { return Insert::Taken };
-            let same_client = owner.peer_port == entry.flow.peer_port;
-            let is_ours = owner.address == entry.flow.address && owner.port == entry.flow.port && same_client;
-            if !is_ours {
+            if !is_ours(tables, entry) {
                 return Insert::Taken;
             }
             if !tables.replace_flow(&entry.key, &entry.flow) {
@@ -137,6 +134,24 @@ pub(crate) fn claim<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A
         Insert::Full => return Insert::Full,
     }
     if is_hairpin(&scratch.key, &scratch.flow) { claim_hairpin(tables, scratch) } else { Insert::Done }
+}
+
+/// True if an entry is in the table as the entry of this flow, not of another one that has its key.
+#[inline(always)]
+fn is_ours<A: Ip, T: Tables<A>>(tables: &mut T, entry: &Entry<A>) -> bool {
+    let Some(owner) = tables.peek_flow(&entry.key) else { return false };
+    owner.address == entry.flow.address && owner.port == entry.flow.port && owner.peer_port == entry.flow.peer_port
+}
+
+/// Removes the flow of the forward entry in `scratch`: both entries, or the reply's next packet would bring the forward one
+/// back.
+#[inline(always)]
+pub fn close<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) {
+    reply(&mut scratch.entry, &scratch.key, &scratch.flow);
+    if is_ours(tables, &scratch.entry) {
+        tables.remove_flow(&scratch.entry.key);
+    }
+    tables.remove_flow(&scratch.key);
 }
 
 #[inline(always)]

@@ -19,6 +19,7 @@ const TCP_LEN: usize = 20;
 const UDP_LEN: usize = 8;
 const SCTP_LEN: usize = 12;
 const TCP_CHECKSUM: usize = 16;
+const UDP_LENGTH: usize = 4;
 const UDP_CHECKSUM: usize = 6;
 
 /// Makes the frame the refusal of the packet in it. `None`: no error may be sent about it (RFC 1122 section 3.2.2), or the
@@ -57,10 +58,16 @@ fn transport<A: Ip, F: Frame>(frame: &mut F, packet: &Packet<A>, headers: usize)
         protocol::UDP => (UDP_LEN, UDP_CHECKSUM),
         _ => (SCTP_LEN, 0),
     };
+    if len < kept {
+        return None; // the IP header says that there is no whole transport header
+    }
     let checksum: [u8; 2] = frame.get(header.payload + checksum)?;
+    // UDP has a length of its own, which its checksum goes by.
+    let udp_len: [u8; 2] = frame.get(header.payload + UDP_LENGTH)?;
+    let one_length = header.protocol != protocol::UDP || usize::from(u16::from_be_bytes(udp_len)) == len;
     let has_checksum = header.protocol == protocol::TCP || (header.protocol == protocol::UDP && checksum != [0, 0]);
     let fits = A::HEADER_LEN + ICMP_LEN + header.len <= A::MAX_ERROR;
-    if has_checksum && fits && header.fragment == Fragment::Whole {
+    if has_checksum && one_length && fits && header.fragment == Fragment::Whole {
         return Some((len, complement(pseudo_header.folded())));
     }
     // The field of a checksum that is still to be filled in holds the sum of the pseudo header.

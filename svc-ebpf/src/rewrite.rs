@@ -69,6 +69,9 @@ fn sctp_ports<A: Ip, F: Frame>(frame: &mut F, packet: &Packet<A>, old: &[u8; 4],
     }
     let xor = |a: &[u8; 4], b: &[u8; 4]| [a[0] ^ b[0], a[1] ^ b[1], a[2] ^ b[2], a[3] ^ b[3]];
     let len = (header.len + header.offset).checked_sub(header.payload)?;
+    if len < SCTP_CHECKSUM + 4 {
+        return None; // the IP header says that the packet ends before its checksum does
+    }
     let change = frame.crc32c_change(xor(old, new), len as u32);
     frame.put(at, &xor(&checksum, &change))
 }

@@ -2,7 +2,12 @@
 
 mod support;
 
-use svc_common::{Hook, Interface, Scope, config::INTERFACE_BRIDGE_PORT, protocol, target::target_bit};
+use svc_common::{
+    Hook, Interface, Scope,
+    config::{INTERFACE_BRIDGE, INTERFACE_BRIDGE_PORT},
+    protocol,
+    target::target_bit,
+};
 use svc_ebpf::{Verdict, host::HostTables};
 
 use support::*;
@@ -65,6 +70,16 @@ both_families! {
         pass(&mut tables, Hook::Ingress, client, backend, FIN | ACK);
         let (source, _) = pass(&mut tables, Hook::Ingress, client, backend, SYN);
         assert_eq!(pass(&mut tables, Hook::Egress, backend, source, SYN | ACK), (backend, client));
+    }
+
+    fn what_a_port_of_a_bridge_has_translated_is_not_direct_on_the_bridge<A: Plan>() {
+        for flags in [SYN, 0] {
+            let mut tables = tables_with_target::<A>();
+            let (client, vip) = (at::<A>(CLIENT, 40000), at::<A>(VIP, VIP_PORT));
+            let translated = pass(&mut tables, Hook::Ingress, client, vip, flags);
+            tables.interface.flags = INTERFACE_BRIDGE;
+            assert_eq!(pass(&mut tables, Hook::Ingress, client, translated.1, flags), translated);
+        }
     }
 
     fn the_reply_of_a_direct_flow_is_not_steered_on_a_bridge<A: Plan>() {

@@ -4,8 +4,12 @@ mod support;
 
 use proptest::prelude::*;
 use svc_common::{
-    BackendState, Hook, Interface, Scope, backend::BACKEND_LOCAL, config::INTERFACE_BRIDGE_PORT, flow::FLOW_HAIRPIN,
-    frontend::FLAG_NODE_PORT, protocol,
+    BackendState, Hook, Interface, Scope,
+    backend::BACKEND_LOCAL,
+    config::INTERFACE_BRIDGE_PORT,
+    flow::FLOW_HAIRPIN,
+    frontend::{FLAG_LOAD_BALANCER, FLAG_NODE_PORT},
+    protocol,
 };
 use svc_ebpf::{Verdict, host::HostFrame};
 
@@ -159,6 +163,8 @@ both_families! {
         let (client, vip) = (at::<A>(CLIENT, 40000), at::<A>(VIP, VIP_PORT));
         assert_eq!(pass(&mut tables, Hook::Ingress, client, vip, ACK), (client, vip));
         set_flags(&mut tables, FLAG_NODE_PORT);
+        assert_eq!(pass(&mut tables, Hook::Ingress, client, vip, ACK), (client, vip));
+        set_flags(&mut tables, FLAG_LOAD_BALANCER);
         assert_eq!(pass(&mut tables, Hook::Ingress, client, vip, ACK).1, at::<A>(BACKEND, BACKEND_PORT));
     }
 

@@ -8,7 +8,7 @@ use etherparse::{NetHeaders, PacketBuilder, PacketHeaders, TransportHeader};
 use proptest::prelude::*;
 use svc_common::{
     Hook, Reason, Scope, SourcePrefix,
-    frontend::{FLAG_CLUSTER_IP, FLAG_INSIDE_DROP, FLAG_LOAD_BALANCER, FLAG_NODE_PORT, FLAG_SOURCE_RANGES},
+    frontend::{FLAG_CLUSTER_IP, FLAG_INSIDE_DROP, FLAG_LOAD_BALANCER, FLAG_SOURCE_RANGES},
     vip::{Cidr, VIP_INSIDE, VIP_OUTSIDE},
 };
 use svc_ebpf::{
@@ -155,7 +155,7 @@ both_families! {
         let mut tables = tables::<A>(0);
         let (client, vip) = (at::<A>(CLIENT, 40000), at::<A>(VIP, VIP_PORT));
         assert_eq!(pass(&mut tables, Hook::Ingress, client, vip, ACK), (client, vip));
-        set_flags(&mut tables, FLAG_NODE_PORT);
+        set_flags(&mut tables, FLAG_LOAD_BALANCER);
         assert_eq!(refused(&mut tables, vip, ACK, b""), Reason::NoEndpoint);
     }
 

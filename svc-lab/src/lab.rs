@@ -29,6 +29,18 @@ pub struct Node {
     pub bpffs: PathBuf,
 }
 
+impl Node {
+    /// The directory of the pinned maps of this node's agent, whatever version their layout has.
+    pub fn maps(&self) -> Result<PathBuf, LabError> {
+        let entries = std::fs::read_dir(&self.bpffs).map_err(LabError::path("read", &self.bpffs))?;
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let layout = names.filter(|name| name.starts_with("layout-")).max();
+        let layout = layout
+            .ok_or_else(|| LabError::Invalid(format!("no agent has pinned maps below {}", self.bpffs.display())))?;
+        Ok(self.bpffs.join(layout).join("maps"))
+    }
+}
+
 /// A pod, or a process in its node's network.
 #[derive(Clone, Debug)]
 pub struct Pod {

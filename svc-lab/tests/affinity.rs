@@ -182,7 +182,22 @@ fn an_endpoint_that_is_removed_is_replaced_and_its_successor_kept() -> Result<()
 fn affinity_is_switched_on_and_off_while_the_service_runs() -> Result<()> {
     let cluster = cluster(600, 10..11)?;
     let pods = [&cluster.near, &cluster.far, &cluster.host];
-    for _ in 0..2 {
+    // A datagram flow keeps its endpoint whatever is switched: no time uses a port of an earlier one.
+    let ports_of = |time: u16| -> Result<()> {
+        let clients: [(&Place, u16, u16); 3] = [
+            (&cluster.client, 20_000, 2_500),
+            (cluster.lab.outside(), 43_000, 4_000),
+            (cluster.lab.node(1), 11_000, 2_000),
+        ];
+        for (who, first, count) in clients {
+            let from = first + time * count;
+            let range = format!("{from} {}", from + count - 1);
+            who.set_sysctls(&[("net.ipv4.ip_local_port_range", &range)])?;
+        }
+        Ok(())
+    };
+    for round in 0..2 {
+        ports_of(2 * round)?;
         publish(&cluster, &sticky(10, 600).spec("sessionAffinity", "None"), 10, &pods)?;
         for_everybody(|who, family, protocol| {
             let asked = who.addresses(&cluster, 10, family)[0];
@@ -194,6 +209,7 @@ fn affinity_is_switched_on_and_off_while_the_service_runs() -> Result<()> {
         })?;
         publish(&cluster, &sticky(10, 600), 10, &pods)?;
         in_effect(&cluster)?;
+        ports_of(2 * round + 1)?;
         for_everybody(|who, family, protocol| the_server(who, &cluster, 10, family, protocol).map(drop))?;
     }
     Ok(())

@@ -10,7 +10,7 @@ use svc_lab::{Cni, Endpoint, FailureKind, Place, Pod, Protocol, Request, Service
 
 use support::{
     Cluster, PORT, PROTOCOLS, TARGET, WEB,
-    flow::{PATIENCE, entries, forget, goes_on, moves_to, servers, settles},
+    flow::{PATIENCE, entries, entries_where, forget, goes_on, moves_to, servers, settles},
     service, service_addresses,
 };
 
@@ -429,6 +429,8 @@ fn survives(
             Ok(())
         })?;
     }
+    // Entries of what was just asked may have a stream's port.
+    forget(&entries_where(&cluster, &|_| true)?)?;
     let mut streams = Vec::new();
     for (who, asked) in &ways {
         let log = cluster.lab.logs().join("stream.log");
@@ -443,6 +445,12 @@ fn survives(
             let port = steady.first.source.port();
             let found = entries(&cluster, port, hook)?;
             ensure!(!found.is_empty(), "{asked} from {port} has no entry at {hook}");
+            // Just after an answer, so that none is under way: without its entry it would reach the client untranslated.
+            let seen = steady.report()?.answered;
+            until("an answer", PATIENCE, || {
+                let report = steady.report().map_err(|error| error.to_string())?;
+                if report.answered > seen || report.failure.is_some() { Ok(()) } else { Err(format!("{report:?}")) }
+            })?;
             forget(&found)?;
             let before = steady.report()?;
             let after = until("more answers", PATIENCE, || {

@@ -6,7 +6,7 @@ mod support;
 use std::{net::IpAddr, process::Command, time::Duration};
 
 use anyhow::{Result, ensure};
-use svc_lab::{Cni, Lab, Mtu, Place, Pod, Protocol, Request, Spec, Steady, until};
+use svc_lab::{Cni, Mtu, Place, Pod, Protocol, Request, Spec, Steady, until};
 
 use support::{Cluster, PORT, PROTOCOLS, TARGET, WEB, service, service_addresses};
 
@@ -214,7 +214,7 @@ fn bpftool_prints_the_fields_of_the_frontends_by_name() -> Result<()> {
     cluster.publish("web", &service("web", 10, WEB), &[&cluster.near])?;
     cluster.start(&[])?;
     for family in ["V4", "V6"] {
-        let map = pins(&cluster.lab).join(format!("FRONTENDS_{family}"));
+        let map = cluster.lab.node(1).maps()?.join(format!("FRONTENDS_{family}"));
         let output = Command::new("bpftool").args(["map", "dump", "pinned"]).arg(&map).output()?;
         let text = String::from_utf8_lossy(&output.stdout);
         ensure!(output.status.success(), "{map:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -223,8 +223,4 @@ fn bpftool_prints_the_fields_of_the_frontends_by_name() -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn pins(lab: &Lab) -> std::path::PathBuf {
-    lab.node(1).bpffs.join("layout-2/maps")
 }

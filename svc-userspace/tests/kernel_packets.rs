@@ -1,39 +1,33 @@
-//! The loaded programs against the same source on the host: for random packets and tables, BPF_PROG_TEST_RUN must give
-//! the same verdict, the same bytes and the same mark, packet after packet.
+//! The loaded programs against the same source on the host: for the same tables and packets, BPF_PROG_TEST_RUN must give
+//! the same verdict, bytes and mark, packet after packet, and leave the same flows, bindings and counters.
 //!
-//! Needs root, and the kernel object that `cargo xtask ebpf` builds.
+//! The cases are those of the fuzz targets (`svc-fuzz`): their seeds, what they found, and random ones. Needs root, and the
+//! kernel object that `cargo xtask ebpf` builds.
 
-use std::hash::Hash;
+use std::{
+    collections::BTreeMap,
+    fmt::Debug,
+    fs,
+    hash::Hash,
+    path::{Path, PathBuf},
+};
 
 use aya::{
-    Ebpf, EbpfLoader,
-    maps::{Array, HashMap, LpmTrie, Map, MapData, lpm_trie::Key},
+    Ebpf, EbpfLoader, Pod,
+    maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues, lpm_trie::Key},
     programs::{SchedClassifier, TestRun, TestRunOptions},
 };
-use etherparse::PacketBuilder;
-use proptest::{
-    prelude::*,
-    test_runner::{Config as ProptestConfig, TestRunner},
-};
 use svc_common::{
-    Affinity, AffinityKey, Backend, BackendState, Cidr, Config, Flow, FlowKey, FragmentKey, Frontend, FrontendKey,
-    Hook, Interface, Ports, Scope, SlotLine, SlotRange, SourcePrefix,
-    backend::BACKEND_LOCAL,
-    config::INTERFACE_BRIDGE_PORT,
-    frontend::{
-        FLAG_CLUSTER_IP, FLAG_HOST_ONLY, FLAG_INSIDE_DROP, FLAG_NODE_PORT, FLAG_OUTSIDE_DROP, FLAG_SOURCE_RANGES,
-    },
-    protocol,
-    source_range::SERVICE_BITS,
-    target::target_bit,
+    AffinityKey, Backend, Cidr, Config, Counters, Flow, FlowKey, FragmentKey, FrontendKey, Interface, Reason, SlotLine,
+    SourcePrefix, source_range::SERVICE_BITS,
 };
-use svc_ebpf::{
-    Verdict,
-    host::{HostFrame, HostTables},
-    ip::Ip,
+use svc_ebpf::{Verdict, host::HostTables};
+use svc_fuzz::{
+    case::{Case, Event, Last},
+    generate, random, trace,
+    world::{FRONTENDS, MARK, Outcome, Packet, Plan, World},
 };
 
-const MARK: u32 = 0x1000;
 /// The interface that BPF_PROG_TEST_RUN's packets arrive on: lo.
 const INTERFACE: u32 = 1;
 const TCX_NEXT: u32 = u32::MAX;
@@ -43,378 +37,308 @@ const TCX_REDIRECT: u32 = 7;
 const SKB_MARK: usize = 8;
 const SKB_LEN: usize = 192;
 
-trait Plan: Ip + Hash + aya::Pod {
+/// The loaded programs and their maps, and the words of TARGETS that were ever written.
+struct Kernel(Ebpf, BTreeMap<u32, u64>);
+
+/// What was met, in both the kernel and the host build.
+#[derive(Clone, Copy, Debug, Default)]
+struct Met {
+    packets: u32,
+    translated: u32,
+    dropped: u32,
+    /// Refused, or echo requests answered.
+    turned: u32,
+    /// Packets that the kernel does not take at all.
+    refused: u32,
+    /// Cases cut short because the clock moved on while a packet was under way.
+    cut: u32,
+}
+
+/// The maps' names of a family.
+trait Family: Plan + Pod {
     const SUFFIX: &'static str;
-    fn nth(n: u8) -> Self;
-    fn packet(self, destination: Self, ports: (u16, u16), kind: Kind, payload: &[u8]) -> Vec<u8>;
 }
 
-#[derive(Clone, Copy, Debug)]
-enum Kind {
-    Udp,
-    Syn,
-    Ack,
-    Fin,
-    Rst,
+impl Family for [u8; 4] {
+    const SUFFIX: &'static str = "V4";
 }
 
-macro_rules! plan {
-    ($address:ty, $suffix:literal, $ip:ident, $prefix:expr) => {
-        impl Plan for $address {
-            const SUFFIX: &'static str = $suffix;
+impl Family for [u8; 16] {
+    const SUFFIX: &'static str = "V6";
+}
 
-            fn nth(n: u8) -> Self {
-                let mut address: $address = $prefix;
-                *address.last_mut().unwrap() = n;
-                address
-            }
+/// Entries of a map in an order of their own.
+type Entries<K, V> = Vec<(K, V)>;
 
-            fn packet(self, destination: Self, ports: (u16, u16), kind: Kind, payload: &[u8]) -> Vec<u8> {
-                let ip = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]).$ip(self, destination, 64);
-                let mut bytes = Vec::new();
-                if let Kind::Udp = kind {
-                    ip.udp(ports.0, ports.1).write(&mut bytes, payload).unwrap();
-                    return bytes;
-                }
-                let tcp = ip.tcp(ports.0, ports.1, 1, 1000);
-                let tcp = match kind {
-                    Kind::Syn => tcp.syn(),
-                    Kind::Fin => tcp.ack(1).fin(),
-                    Kind::Rst => tcp.rst(),
-                    Kind::Ack | Kind::Udp => tcp.ack(1),
-                };
-                tcp.write(&mut bytes, payload).unwrap();
-                bytes
+impl Kernel {
+    fn load() -> Self {
+        let path = std::env::var("SVC_EBPF_OBJECT").unwrap_or_else(|_| "../.build/ebpf/svc.o".to_owned());
+        let mut loader = EbpfLoader::new();
+        for map in ["FLOWS_V4", "FLOWS_V6"] {
+            loader.map_max_entries(map, 65536);
+        }
+        let mut ebpf = loader.load_file(&path).unwrap_or_else(|error| {
+            panic!("{path}: {error}; build it with `cargo xtask ebpf`, and run as root");
+        });
+        for name in ["svc_ingress", "svc_egress", "svc_ingress_l3", "svc_egress_l3"] {
+            let program: &mut SchedClassifier = ebpf.program_mut(name).unwrap().try_into().unwrap();
+            program.load().unwrap();
+        }
+        Self(ebpf, BTreeMap::new())
+    }
+
+    fn map<'a, T: TryFrom<&'a mut Map>>(&'a mut self, name: &str) -> T
+    where
+        T::Error: Debug,
+    {
+        self.0.map_mut(name).unwrap().try_into().unwrap()
+    }
+
+    fn read<K: Pod, V: Pod>(&mut self, name: &str) -> Entries<K, V> {
+        let map: HashMap<&mut MapData, K, V> = self.map(name);
+        map.iter().map(Result::unwrap).collect()
+    }
+
+    /// Makes a hash map hold these entries and no other.
+    fn write<K: Pod + Eq + Hash, V: Pod>(&mut self, name: &str, entries: &std::collections::HashMap<K, V>) {
+        for (key, _) in self.read::<K, V>(name) {
+            if !entries.contains_key(&key) {
+                self.map::<HashMap<&mut MapData, K, V>>(name).remove(&key).unwrap();
             }
         }
-    };
-}
+        let mut map: HashMap<&mut MapData, K, V> = self.map(name);
+        for (key, value) in entries {
+            map.insert(key, value, 0).unwrap();
+        }
+    }
 
-plan!([u8; 4], "V4", ipv4, [10, 0, 0, 0]);
-plan!([u8; 16], "V6", ipv6, [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    /// Writes every map.
+    fn fill(&mut self, world: &World) {
+        self.fill_family(&world.v4);
+        self.fill_family(&world.v6);
+        let mut words: BTreeMap<u32, u64> = self.1.keys().map(|word| (*word, 0)).collect();
+        for bit in world.v4.targets.iter().chain(&world.v6.targets) {
+            *words.entry(bit / 64).or_default() |= 1 << (bit % 64);
+        }
+        if words != self.1 {
+            let mut targets: Array<_, u64> = self.map("TARGETS");
+            for (word, bits) in &words {
+                targets.set(*word, *bits, 0).unwrap();
+            }
+            self.1 = words;
+        }
+        let mut line = SlotLine::default();
+        line.backends[..world.v4.slots.len()].copy_from_slice(&world.v4.slots);
+        self.map::<Array<_, SlotLine>>("SLOTS").set(0, line, 0).unwrap();
+        let config = Config { masquerade_mark: MARK, ..Config::default() };
+        self.map::<Array<_, Config>>("CONFIG").set(0, config, 0).unwrap();
+        self.map::<HashMap<_, u32, Interface>>("INTERFACES").insert(INTERFACE, world.v4.interface, 0).unwrap();
+    }
 
-/// One packet of a history: small pools of addresses and ports, so that packets meet each other's flows.
-#[derive(Clone, Debug)]
-struct Step {
-    egress: bool,
-    source: u8,
-    destination: u8,
-    ports: (u16, u16),
-    kind: Kind,
-    payload: Vec<u8>,
-    /// Bytes overwritten after the packet was built: `(offset, value)`.
-    damage: Vec<(usize, u8)>,
-    /// The packet becomes the head that an ICMP error carries.
-    in_error: bool,
-    truncate: Option<usize>,
-}
+    fn fill_family<A: Family>(&mut self, tables: &HostTables<A>)
+    where
+        FrontendKey<A>: Pod,
+        Backend<A>: Pod,
+        FlowKey<A>: Pod,
+        Flow<A>: Pod,
+        AffinityKey<A>: Pod,
+        FragmentKey<A>: Pod,
+        SourcePrefix<A>: Pod,
+        Cidr<A>: Pod,
+    {
+        let name = |map: &str| format!("{map}_{}", A::SUFFIX);
+        self.write(&name("FRONTENDS"), &tables.frontends);
+        self.write(&name("FLOWS"), &tables.flows);
+        self.write(&name("AFFINITY"), &tables.affinity);
+        self.write(&name("FRAGMENTS"), &tables.fragments);
+        let mut backends: Array<_, Backend<A>> = self.map(&name("BACKENDS"));
+        for (id, backend) in &tables.backends {
+            backends.set(*id, backend, 0).unwrap();
+        }
+        self.write(&name("VIPS"), &tables.vips);
+        let mut cidrs: Array<_, Cidr<A>> = self.map(&name("SERVICE_CIDRS"));
+        for (index, cidr) in (0..).zip(&tables.service_cidrs) {
+            cidrs.set(index, *cidr, 0).unwrap();
+        }
+        let mut sources: LpmTrie<_, SourcePrefix<A>, u32> = self.map(&name("SOURCE_RANGES"));
+        let before: Vec<Key<SourcePrefix<A>>> = sources.keys().map(Result::unwrap).collect();
+        for key in before {
+            sources.remove(&key).unwrap();
+        }
+        for prefix in &tables.sources {
+            sources.insert(&Key::new(SERVICE_BITS + 8 * size_of::<A>() as u32, *prefix), 1, 0).unwrap();
+        }
+    }
 
-fn step() -> impl Strategy<Value = Step> {
-    let port = || prop_oneof![Just(80u16), Just(8080), Just(443), 1000u16..1003];
-    let kind = prop_oneof![
-        3 => Just(Kind::Udp), 3 => Just(Kind::Syn), 3 => Just(Kind::Ack), 1 => Just(Kind::Fin), 1 => Just(Kind::Rst)
-    ];
-    let ipv4_fragment = (0u8..2, 0u8..4).prop_map(|(more, low)| vec![(20, more << 5), (21, low)]);
-    let damage = prop_oneof![
-        4 => Just(Vec::new()),
-        1 => proptest::collection::vec((12usize..80, any::<u8>()), 1..4),
-        1 => ipv4_fragment,
-    ];
-    let client_port = || prop_oneof![1000u16..1003, Just(8080)];
-    let request = (0u8..8, 4u8..6, client_port()).prop_map(|(client, vip, port)| (false, client, vip, (port, 80)));
-    let reply = (any::<bool>(), 0u8..4, 0u8..8, client_port())
-        .prop_map(|(egress, from, to, port)| (egress, from, to, (8080, port)));
-    let anything = (any::<bool>(), 0u8..8, 0u8..8, (port(), port()));
-    let tuple = (prop_oneof![3 => request, 3 => reply, 1 => anything], kind);
-    let payload = proptest::collection::vec(any::<u8>(), 0..40);
-    let (in_error, truncate) = (proptest::bool::weighted(0.2), proptest::option::weighted(0.1, 54usize..90));
-    (tuple, payload, damage, in_error, truncate).prop_map(|(tuple, payload, damage, in_error, truncate)| {
-        let ((egress, source, destination, ports), kind) = tuple;
-        Step { egress, source, destination, ports, kind, payload, damage, in_error, truncate }
-    })
-}
+    /// Compares the maps that the programs write.
+    fn assert_same<A: Family>(&mut self, tables: &HostTables<A>)
+    where
+        FlowKey<A>: Pod,
+        Flow<A>: Pod,
+        AffinityKey<A>: Pod,
+        FragmentKey<A>: Pod,
+    {
+        let name = |map: &str| format!("{map}_{}", A::SUFFIX);
+        assert_entries(self.read(&name("FLOWS")), &tables.flows);
+        assert_entries(self.read(&name("AFFINITY")), &tables.affinity);
+        assert_entries(self.read(&name("FRAGMENTS")), &tables.fragments);
+    }
 
-/// Tables: addresses 4 and 5 are VIPs, backends are among addresses 0 to 3, so hairpins and clashes happen.
-#[derive(Clone, Debug)]
-struct Setting {
-    scope: usize,
-    bridge_port: bool,
-    flags: u32,
-    affinity: bool,
-    /// `VIP_*` of the VIPs.
-    vip: u32,
-    /// Clients within the source ranges, if there are any: those with an even last byte.
-    limited: bool,
-    /// Whether direct connections are kept apart.
-    targets: bool,
-    /// Last byte of the address, state, local, generation.
-    backends: Vec<(u8, usize, bool, u32)>,
-    /// Some of them name no backend.
-    slots: Vec<u32>,
-    inside: (u32, u32),
-    outside: (u32, u32),
-}
+    /// Packets counted in a per-CPU map.
+    fn packets(&mut self, map: &str, index: u32) -> u64 {
+        let map: PerCpuArray<_, Counters> = self.map(map);
+        map.get(&index, 0).unwrap().iter().map(|counters| counters.packets).sum()
+    }
 
-fn setting() -> impl Strategy<Value = Setting> {
-    let flags = prop_oneof![
-        3 => Just(FLAG_CLUSTER_IP),
-        3 => Just(FLAG_NODE_PORT),
-        1 => Just(FLAG_CLUSTER_IP | FLAG_INSIDE_DROP | FLAG_OUTSIDE_DROP),
-        1 => Just(FLAG_NODE_PORT | FLAG_HOST_ONLY)
-    ];
-    let backends = proptest::collection::vec((0u8..4, 0usize..3, any::<bool>(), 1u32..3), 4);
-    let slots = proptest::collection::vec(1u32..6, 16);
-    let range = || (0u32..4, 0u32..12);
-    let interface = (0usize..3, any::<bool>(), proptest::bool::weighted(0.2));
-    let answers = (0u32..4, proptest::bool::weighted(0.3), any::<bool>());
-    (interface, answers, flags, backends, slots, range(), range()).prop_map(
-        |((scope, bridge_port, affinity), (vip, limited, targets), flags, backends, slots, inside, outside)| Setting {
-            scope,
-            bridge_port,
-            flags: if limited { flags | FLAG_SOURCE_RANGES } else { flags },
-            affinity,
-            vip,
-            limited,
-            targets,
-            backends,
-            slots,
-            inside,
-            outside,
-        },
-    )
-}
+    /// Packets dropped by reason, and packets of each service.
+    fn counters(&mut self) -> Vec<u64> {
+        let mut counters: Vec<u64> = Reason::ALL.iter().map(|reason| self.packets("DROPS", *reason as u32)).collect();
+        counters.extend(SERVICES.map(|service| self.packets("STATS_SERVICE", service)));
+        counters
+    }
 
-fn host_tables<A: Plan>(setting: &Setting) -> HostTables<A> {
-    let mut tables = HostTables { masquerade_mark: MARK, ..HostTables::default() };
-    tables.interface = Interface {
-        scope: [Scope::Outside, Scope::Inside, Scope::Overlay][setting.scope] as u8,
-        flags: if setting.bridge_port { INTERFACE_BRIDGE_PORT } else { 0 },
-        bridge_mac: [2, 9, 9, 9, 9, 9],
-    };
-    for (id, &(address, state, local, generation)) in (1u32..).zip(&setting.backends) {
-        let backend = Backend {
-            address: A::nth(address),
-            port: 8080,
-            state: [BackendState::Active, BackendState::Terminating, BackendState::Gone][state] as u8,
-            flags: if local { BACKEND_LOCAL } else { 0 },
-            generation,
-            service: 3,
+    /// What became of a packet; `None` where the kernel takes no such packet at all.
+    fn run(&mut self, packet: &Packet) -> Option<(u32, Vec<u8>, u32)> {
+        let name = match (packet.egress, packet.bare) {
+            (false, false) => "svc_ingress",
+            (true, false) => "svc_egress",
+            (false, true) => "svc_ingress_l3",
+            (true, true) => "svc_egress_l3",
         };
-        tables.backends.insert(id, backend);
+        // The host build refuses without a limit.
+        let cpus = aya::util::nr_cpus().unwrap();
+        let none = PerCpuValues::try_from(vec![0_u64; cpus]).unwrap();
+        self.map::<PerCpuArray<_, u64>>("REFUSALS").set(0, none, 0).unwrap();
+        let program: &mut SchedClassifier = self.0.program_mut(name).unwrap().try_into().unwrap();
+        let (mut out, mut context) = (vec![0; 4096], vec![0; SKB_LEN]);
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(&packet.bytes);
+        options.data_out = Some(&mut out);
+        options.ctx_out = Some(&mut context);
+        let result = program.test_run(options).ok()?;
+        out.truncate(result.data_size_out as usize);
+        let mark = u32::from_ne_bytes(context[SKB_MARK..SKB_MARK + 4].try_into().unwrap());
+        Some((result.return_value, out, mark))
     }
-    tables.slots.clone_from(&setting.slots);
-    let frontend = Frontend {
-        service: 3,
-        flags: setting.flags,
-        affinity_seconds: if setting.affinity { 10800 } else { 0 },
-        inside: SlotRange { offset: setting.inside.0, len: setting.inside.1 },
-        outside: SlotRange { offset: setting.outside.0, len: setting.outside.1 },
-    };
-    for client in (0..8).step_by(2).filter(|_| setting.limited) {
-        tables.sources.insert(SourcePrefix { service: 3, address: A::nth(client) });
+}
+
+/// The services that frontends lead to.
+const SERVICES: [u32; 2] = [FRONTENDS[0].3, FRONTENDS[6].3];
+
+fn assert_entries<K: Debug + Eq + Hash + Copy, V: Debug + PartialEq + Copy>(
+    kernel: Entries<K, V>,
+    host: &std::collections::HashMap<K, V>,
+) {
+    let kernel: std::collections::HashMap<K, V> = kernel.into_iter().collect();
+    for (key, value) in &kernel {
+        assert_eq!(Some(value), host.get(key), "left: the kernel's value of {key:?}, right: the host's");
     }
-    let mut mask = A::zeroed();
-    bytemuck::bytes_of_mut(&mut mask).fill(0xff);
-    tables.service_cidrs = vec![Cidr { network: A::nth(7), mask }];
-    for address in (0..4).filter(|_| setting.targets) {
-        for protocol in [protocol::TCP, protocol::UDP] {
-            tables.targets.insert(target_bit(&A::nth(address), 8080, protocol));
+    for key in host.keys() {
+        assert!(kernel.contains_key(key), "the kernel has no {key:?}");
+    }
+}
+
+/// The clock of the programs, in units of 2^30 ns.
+fn now() -> u32 {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE).unwrap();
+    (std::time::Duration::from(time).as_nanos() >> 30) as u32
+}
+
+/// Runs a case in the kernel and on the host, and compares everything.
+fn compare(kernel: &mut Kernel, case: &Case, met: &mut Met) {
+    let mut world = World::new(&case.setting);
+    kernel.fill(&world);
+    let mut counters = kernel.counters();
+    let mut last = Last::default();
+    for event in &case.events {
+        if let Event::Change(change) = event {
+            world.apply(*change);
+            kernel.fill(&world);
+            continue;
         }
-    }
-    for vip in [4, 5] {
-        if setting.vip != 0 {
-            tables.vips.insert(A::nth(vip), setting.vip);
+        let Some(packet) = last.packet(event).filter(|packet| world.can_carry(packet)) else { continue };
+        let before = now();
+        let Some((verdict, bytes, mark)) = kernel.run(&packet) else {
+            met.refused += 1;
+            continue;
+        };
+        if now() != before {
+            // Which time the program has read cannot be told.
+            met.cut += 1;
+            return;
         }
-        for protocol in [protocol::TCP, protocol::UDP] {
-            tables.frontends.insert(FrontendKey::new(A::nth(vip), 80, protocol), frontend);
-        }
-    }
-    tables
-}
-
-fn packet<A: Plan>(step: &Step) -> Vec<u8> {
-    let (source, destination) = (A::nth(step.source), A::nth(step.destination));
-    let mut bytes = source.packet(destination, step.ports, step.kind, &step.payload);
-    if step.in_error {
-        // The packet's destination complains to its source.
-        let head = bytes[14..].to_vec();
-        bytes = destination.packet(source, (0, 0), Kind::Udp, &head);
-        let icmp = 14 + A::HEADER_LEN;
-        let (next_header, icmp_type) = if A::VERSION == 4 { (23, 3) } else { (20, 1) };
-        bytes[next_header] = A::ICMP;
-        bytes[icmp] = icmp_type;
-        bytes[icmp + 1] = 3;
-    }
-    for &(offset, value) in &step.damage {
-        if let Some(byte) = bytes.get_mut(offset) {
-            *byte = value;
-        }
-    }
-    if let Some(len) = step.truncate {
-        bytes.truncate(len);
-    }
-    bytes
-}
-
-fn load() -> Ebpf {
-    let path = std::env::var("SVC_EBPF_OBJECT").unwrap_or_else(|_| "../.build/ebpf/svc.o".to_owned());
-    let mut loader = EbpfLoader::new();
-    for map in ["FLOWS_V4", "FLOWS_V6"] {
-        loader.map_max_entries(map, 65536);
-    }
-    let mut ebpf = loader.load_file(&path).unwrap_or_else(|error| {
-        panic!("{path}: {error}; build it with `cargo xtask ebpf`, and run as root");
-    });
-    for name in ["svc_ingress", "svc_egress"] {
-        let program: &mut SchedClassifier = ebpf.program_mut(name).unwrap().try_into().unwrap();
-        program.load().unwrap();
-    }
-    ebpf
-}
-
-fn map<'a, T: TryFrom<&'a mut Map>>(ebpf: &'a mut Ebpf, name: &str) -> T
-where
-    T::Error: std::fmt::Debug,
-{
-    ebpf.map_mut(name).unwrap().try_into().unwrap()
-}
-
-fn clear<K: aya::Pod, V: aya::Pod>(ebpf: &mut Ebpf, name: &str) {
-    let mut map: HashMap<&mut MapData, K, V> = map(ebpf, name);
-    let keys: Vec<K> = map.keys().map(Result::unwrap).collect();
-    for key in keys {
-        map.remove(&key).unwrap();
-    }
-}
-
-fn fill_kernel<A: Plan>(ebpf: &mut Ebpf, tables: &HostTables<A>)
-where
-    FrontendKey<A>: aya::Pod,
-    Backend<A>: aya::Pod,
-    FlowKey<A>: aya::Pod,
-    Flow<A>: aya::Pod,
-    AffinityKey<A>: aya::Pod,
-    FragmentKey<A>: aya::Pod,
-    SourcePrefix<A>: aya::Pod,
-    Cidr<A>: aya::Pod,
-{
-    let name = |map: &str| format!("{map}_{}", A::SUFFIX);
-    clear::<FlowKey<A>, Flow<A>>(ebpf, &name("FLOWS"));
-    clear::<AffinityKey<A>, Affinity>(ebpf, &name("AFFINITY"));
-    clear::<FragmentKey<A>, Ports>(ebpf, &name("FRAGMENTS"));
-    let mut frontends: HashMap<_, FrontendKey<A>, Frontend> = map(ebpf, &name("FRONTENDS"));
-    for (key, frontend) in &tables.frontends {
-        frontends.insert(key, frontend, 0).unwrap();
-    }
-    let mut backends: Array<_, Backend<A>> = map(ebpf, &name("BACKENDS"));
-    for (id, backend) in &tables.backends {
-        backends.set(*id, backend, 0).unwrap();
-    }
-    clear::<A, u32>(ebpf, &name("VIPS"));
-    let mut vips: HashMap<_, A, u32> = map(ebpf, &name("VIPS"));
-    for (address, flags) in &tables.vips {
-        vips.insert(address, flags, 0).unwrap();
-    }
-    let mut cidrs: Array<_, Cidr<A>> = map(ebpf, &name("SERVICE_CIDRS"));
-    for (index, cidr) in (0..).zip(&tables.service_cidrs) {
-        cidrs.set(index, *cidr, 0).unwrap();
-    }
-    let mut sources: LpmTrie<_, SourcePrefix<A>, u32> = map(ebpf, &name("SOURCE_RANGES"));
-    let host_bits = SERVICE_BITS + 8 * size_of::<A>() as u32;
-    for client in 0..8 {
-        let prefix = SourcePrefix { service: 3, address: A::nth(client) };
-        let key = Key::new(host_bits, prefix);
-        if tables.sources.contains(&prefix) {
-            sources.insert(&key, 1, 0).unwrap();
-        } else {
-            drop(sources.remove(&key));
-        }
-    }
-    let mut targets: Array<_, u64> = map(ebpf, "TARGETS");
-    for bit in (0..4).flat_map(|n| [protocol::TCP, protocol::UDP].map(|it| target_bit(&A::nth(n), 8080, it))) {
-        let word = targets.get(&(bit / 64), 0).unwrap() & !(1 << (bit % 64));
-        let set = u64::from(tables.targets.contains(&bit)) << (bit % 64);
-        targets.set(bit / 64, word | set, 0).unwrap();
-    }
-    let mut slots: Array<_, SlotLine> = map(ebpf, "SLOTS");
-    let mut line = SlotLine::default();
-    line.backends[..tables.slots.len()].copy_from_slice(&tables.slots);
-    slots.set(0, line, 0).unwrap();
-    let mut config: Array<_, Config> = map(ebpf, "CONFIG");
-    config.set(0, Config { masquerade_mark: MARK, ..Config::default() }, 0).unwrap();
-    let mut interfaces: HashMap<_, u32, Interface> = map(ebpf, "INTERFACES");
-    interfaces.insert(INTERFACE, tables.interface, 0).unwrap();
-}
-
-/// Verdict, bytes and mark after the loaded program has run; `None` where the kernel takes no such packet at all.
-fn run_in_kernel(ebpf: &mut Ebpf, egress: bool, bytes: &[u8]) -> Option<(u32, Vec<u8>, u32)> {
-    let name = if egress { "svc_egress" } else { "svc_ingress" };
-    let program: &mut SchedClassifier = ebpf.program_mut(name).unwrap().try_into().unwrap();
-    let (mut out, mut context) = (vec![0; 4096], vec![0; SKB_LEN]);
-    let mut options = TestRunOptions::new();
-    options.data_in = Some(bytes);
-    options.data_out = Some(&mut out);
-    options.ctx_out = Some(&mut context);
-    let result = program.test_run(options).ok()?;
-    out.truncate(result.data_size_out as usize);
-    let mark = u32::from_ne_bytes(context[SKB_MARK..SKB_MARK + 4].try_into().unwrap());
-    Some((result.return_value, out, mark))
-}
-
-fn compare<A: Plan>()
-where
-    FrontendKey<A>: aya::Pod,
-    Backend<A>: aya::Pod,
-    FlowKey<A>: aya::Pod,
-    Flow<A>: aya::Pod,
-    AffinityKey<A>: aya::Pod,
-    FragmentKey<A>: aya::Pod,
-    SourcePrefix<A>: aya::Pod,
-    Cidr<A>: aya::Pod,
-{
-    let ebpf = std::cell::RefCell::new(load());
-    let counts = std::cell::Cell::new((0u32, 0u32, 0u32));
-    let config = ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() };
-    TestRunner::new(config)
-        .run(&(setting(), proptest::collection::vec(step(), 1..60)), |(setting, steps)| {
-            let mut ebpf = ebpf.borrow_mut();
-            let mut tables = host_tables::<A>(&setting);
-            fill_kernel(&mut ebpf, &tables);
-            for step in &steps {
-                let (translated, dropped, refused) = counts.get();
-                let bytes = packet::<A>(step);
-                let Some((verdict, after, mark)) = run_in_kernel(&mut ebpf, step.egress, &bytes) else {
-                    counts.set((translated, dropped, refused + 1));
-                    continue;
-                };
-                let mut frame = HostFrame::new(bytes.clone());
-                let hook = if step.egress { Hook::Egress } else { Hook::Ingress };
-                let expected = match tables.run(hook, &mut frame) {
-                    Verdict::Pass => TCX_NEXT,
-                    Verdict::Drop(_) => TCX_DROP,
-                    Verdict::Refuse(_) | Verdict::Answer => TCX_REDIRECT,
-                };
-                prop_assert_eq!(verdict, expected, "verdict of {:?}", step);
-                prop_assert_eq!(&after, &frame.bytes, "bytes of {:?}", step);
-                prop_assert_eq!(mark, frame.mark, "mark of {:?}", step);
-                counts.set((translated + u32::from(after != bytes), dropped + u32::from(verdict == TCX_DROP), refused));
+        world.set_now(before);
+        let outcome = world.run(&packet);
+        let Outcome { verdict: expected, bytes: expected_bytes, mark: expected_mark } = &outcome;
+        let expected = match expected {
+            Verdict::Pass => TCX_NEXT,
+            Verdict::Drop(reason) => {
+                counters[*reason as usize] += 1;
+                TCX_DROP
             }
-            Ok(())
-        })
-        .unwrap();
+            Verdict::Refuse(reason) => {
+                counters[*reason as usize] += 1;
+                TCX_REDIRECT
+            }
+            Verdict::Answer => TCX_REDIRECT,
+        };
+        assert_eq!(verdict, expected, "left: the kernel's verdict of {packet:02x?}, right: {:?}", outcome.verdict);
+        // BPF_PROG_TEST_RUN takes the first 14 bytes of any packet for a link header, so that room is opened behind them.
+        if matches!(outcome.verdict, Verdict::Refuse(_)) && packet.bare {
+            continue;
+        }
+        assert_eq!(&bytes, expected_bytes, "left: the kernel's bytes of {packet:02x?}, right: the host's");
+        assert_eq!(mark, *expected_mark, "left: the kernel's mark of {packet:02x?}, right: the host's");
+        met.packets += 1;
+        met.translated += u32::from(bytes != packet.bytes);
+        met.dropped += u32::from(verdict == TCX_DROP);
+        met.turned += u32::from(verdict == TCX_REDIRECT);
+        if outcome.verdict == Verdict::Pass {
+            last.remember(&packet, &outcome);
+        }
+    }
+    kernel.assert_same(&world.v4);
+    kernel.assert_same(&world.v6);
+    for (index, service) in SERVICES.iter().enumerate() {
+        let counted = |tables: Option<&u64>| tables.copied().unwrap_or(0);
+        counters[Reason::COUNT as usize + index] +=
+            counted(world.v4.counted.get(service)) + counted(world.v6.counted.get(service));
+    }
+    assert_eq!(kernel.counters(), counters, "packets by drop reason, then by service");
+}
+
+#[test]
+fn the_programs_do_what_the_host_build_does() {
+    let mut kernel = Kernel::load();
+    let mut met = Met::default();
+    random::run("sequences", 600, 2000, |bytes| compare(&mut kernel, &generate::case(bytes), &mut met));
+    println!("{met:?}");
     // The comparison is worth something only if the packets exercise what is compared.
-    let (translated, dropped, refused) = counts.get();
-    println!("{translated} translated, {dropped} dropped, {refused} not taken by the kernel");
-    assert!(translated > 500, "only {translated} packets were translated");
-    assert!(dropped > 20, "only {dropped} packets were dropped");
+    assert!(met.translated > 1000 && met.dropped > 200 && met.turned > 100 && met.cut < 60, "{met:?}");
 }
 
 #[test]
-fn ipv4_programs_do_what_the_host_build_does() {
-    compare::<[u8; 4]>();
+fn the_programs_do_what_the_host_build_does_with_all_that_was_ever_fuzzed() {
+    let mut kernel = Kernel::load();
+    let mut met = Met::default();
+    for (target, read) in [("frames", trace::read as fn(&[u8]) -> Case), ("sequences", generate::case)] {
+        for file in files(target) {
+            println!("{}", file.display());
+            compare(&mut kernel, &read(&fs::read(&file).unwrap()), &mut met);
+        }
+    }
+    println!("{met:?}");
+    assert!(met.translated > 100, "{met:?}");
 }
 
-#[test]
-fn ipv6_programs_do_what_the_host_build_does() {
-    compare::<[u8; 16]>();
+/// Seeds and regressions of a fuzz target.
+fn files(target: &str) -> Vec<PathBuf> {
+    let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz");
+    let directories = ["seeds", "regressions"].map(|kind| fuzz.join(kind).join(target));
+    directories
+        .iter()
+        // git keeps no empty directory: a target that has found nothing has no regressions.
+        .flat_map(|directory| fs::read_dir(directory).into_iter().flatten())
+        .map(|entry| entry.unwrap().path())
+        .collect()
 }

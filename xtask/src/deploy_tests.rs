@@ -1,13 +1,25 @@
-//! The manifests below deploy/ are well-formed, complete and refer to files that exist.
+//! The manifests below deploy/ are well-formed, have only fields that Kubernetes has, and refer to files that exist.
 
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
+use k8s_openapi::{
+    api::{
+        apps::v1::DaemonSet,
+        core::v1::{ConfigMap, Namespace, PodSpec, Service, ServiceAccount},
+        rbac::v1::{ClusterRole, ClusterRoleBinding},
+    },
+    serde::{Serialize, de::DeserializeOwned},
+};
 use serde_json::Value;
 
-use crate::workspace;
+use crate::{
+    process::{find_program, output},
+    workspace,
+};
 
 fn manifests(directory: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
@@ -25,6 +37,118 @@ fn manifests(directory: &Path) -> Vec<PathBuf> {
 fn documents(path: &Path) -> Vec<Value> {
     let text = fs::read_to_string(path).unwrap();
     serde_saphyr::from_multiple(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// What is left of a document after it was read as its kind.
+fn as_its_kind(document: &Value) -> Value {
+    fn read<T: DeserializeOwned + Serialize>(document: &Value) -> serde_json::Result<Value> {
+        serde_json::to_value(T::deserialize(document)?)
+    }
+    let read = match document["kind"].as_str().unwrap() {
+        "ClusterRole" => read::<ClusterRole>,
+        "ClusterRoleBinding" => read::<ClusterRoleBinding>,
+        "ConfigMap" => read::<ConfigMap>,
+        "DaemonSet" => read::<DaemonSet>,
+        "Namespace" => read::<Namespace>,
+        "Service" => read::<Service>,
+        "ServiceAccount" => read::<ServiceAccount>,
+        other => panic!("{other}: this test does not know the kind"),
+    };
+    read(document).unwrap_or_else(|error| panic!("{error}: {document}"))
+}
+
+/// The path of the first thing in `document` that is not in `kept`: Kubernetes would not know the field.
+fn lost(document: &Value, kept: &Value) -> Option<String> {
+    match (document, kept) {
+        (Value::Object(fields), Value::Object(known)) => fields.iter().find_map(|(name, value)| {
+            let Some(kept) = known.get(name) else { return Some(name.clone()) };
+            lost(value, kept).map(|path| format!("{name}.{path}"))
+        }),
+        (Value::Array(values), Value::Array(kept)) if values.len() == kept.len() => {
+            let mut pairs = values.iter().zip(kept).enumerate();
+            pairs.find_map(|(n, (value, kept))| lost(value, kept).map(|path| format!("{n}.{path}")))
+        }
+        (document, kept) => (document != kept).then(|| format!("{document} became {kept}")),
+    }
+}
+
+fn has_only_known_fields(document: &Value, place: &str) {
+    assert_eq!(lost(document, &as_its_kind(document)), None, "{place}");
+}
+
+#[test]
+fn every_field_is_one_that_kubernetes_has() {
+    for path in manifests(&workspace::root().join("deploy")) {
+        for document in documents(&path).iter().filter(|document| document["kind"] != "Kustomization") {
+            has_only_known_fields(document, &path.display().to_string());
+        }
+    }
+}
+
+#[test]
+fn a_misspelt_field_is_found() {
+    let document = serde_json::json!({"kind": "DaemonSet", "apiVersion": "apps/v1", "spec": {"template": {"spec": {
+        "containers": [{"name": "svc", "readynessProbe": {}}]}}}});
+    let lost = lost(&document, &as_its_kind(&document));
+    assert_eq!(lost.as_deref(), Some("spec.template.spec.containers.0.readynessProbe"));
+}
+
+/// The pods of the DaemonSet of a kustomization, rendered; `None` where there is no kubectl.
+fn rendered(directory: &str) -> Option<PodSpec> {
+    let Some(kubectl) = find_program("kubectl") else {
+        eprintln!("not rendered: there is no kubectl here");
+        return None;
+    };
+    let path = workspace::root().join("deploy").join(directory);
+    let text = output(Command::new(kubectl).arg("kustomize").arg(&path)).unwrap();
+    let documents: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
+    for document in &documents {
+        has_only_known_fields(document, directory);
+        let kind = document["kind"].as_str().unwrap();
+        let namespace = (!kind.starts_with("ClusterRole")).then_some("kube-system");
+        assert_eq!(document["metadata"]["namespace"].as_str(), namespace, "{directory}: {kind}");
+    }
+    let set = documents.iter().find(|document| document["kind"] == "DaemonSet").expect("a DaemonSet");
+    let set: DaemonSet = serde_json::from_value(set.clone()).unwrap();
+    set.spec.template.spec
+}
+
+#[test]
+fn rendered_agents_run_everywhere_and_only_the_base_is_privileged() {
+    for (directory, privileged) in [("base", true), ("overlays/capabilities", false)] {
+        let Some(pod) = rendered(directory) else { return };
+        assert_eq!((pod.host_network, pod.service_account_name.as_deref()), (Some(true), Some("svc")), "{directory}");
+        assert_eq!(pod.priority_class_name.as_deref(), Some("system-node-critical"), "{directory}");
+        let tolerations = pod.tolerations.unwrap();
+        let all = |it: &k8s_openapi::api::core::v1::Toleration| {
+            it.operator.as_deref() == Some("Exists") && it.key.is_none() && it.effect.is_none()
+        };
+        assert!(tolerations.iter().any(all), "{directory}: {tolerations:?}");
+
+        let [container] = &pod.containers[..] else { panic!("{directory}: one container") };
+        assert_eq!(container.image.as_deref(), Some(concat!("localhost/svc:", env!("CARGO_PKG_VERSION"))));
+        let security = container.security_context.as_ref().unwrap();
+        assert_eq!(security.privileged, Some(privileged), "{directory}");
+        let added = security.capabilities.as_ref().and_then(|it| it.add.clone()).unwrap_or_default();
+        assert_eq!(added.is_empty(), privileged, "{directory}: {added:?}");
+        let volumes: Vec<_> = pod.volumes.unwrap().into_iter().map(|volume| volume.name).collect();
+        let mounts = container.volume_mounts.as_ref().unwrap();
+        assert!(mounts.iter().all(|mount| volumes.contains(&mount.name)), "{directory}: {mounts:?}");
+        assert_eq!(mounts.len(), volumes.len(), "{directory}: {mounts:?}");
+        // Bidirectional propagation is for privileged containers only; the API server refuses others.
+        let bidirectional = mounts.iter().any(|mount| mount.mount_propagation.as_deref() == Some("Bidirectional"));
+        assert_eq!(bidirectional, privileged, "{directory}");
+        let ports: Vec<_> = container.ports.iter().flatten().filter_map(|port| port.name.clone()).collect();
+        assert_eq!(ports, ["health"], "{directory}: the probes' port");
+    }
+}
+
+#[test]
+fn rendered_clean_up_runs_the_same_image() {
+    let Some(pod) = rendered("cleanup") else { return };
+    let [container] = &pod.containers[..] else { panic!("one container") };
+    assert_eq!(container.image.as_deref(), Some(concat!("localhost/svc:", env!("CARGO_PKG_VERSION"))));
+    assert_eq!(container.args.as_deref(), Some(&["cleanup".to_owned()][..]));
 }
 
 #[test]

@@ -1,4 +1,6 @@
-//! The container image: one static binary in an otherwise empty image, as an OCI archive.
+//! The container image: one static binary in an otherwise empty image, as an OCI archive that was tried.
+
+mod content;
 
 use std::{
     fs,
@@ -10,7 +12,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     ebpf,
-    process::{host_cargo, note, output, run as run_command, step},
+    process::{host_cargo, note, run as run_command, step},
     setup, workspace,
 };
 
@@ -24,7 +26,13 @@ pub(crate) struct Options {
 
 /// Builds the image and leaves it in `.build/svc-image.tar`.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    setup::ensure_programs(&[("buildah", "buildah"), ("crun", "crun")])?;
+    setup::ensure_programs(&[
+        ("buildah", "buildah"),
+        ("crun", "crun"),
+        ("tar", "tar"),
+        ("unshare", "util-linux"),
+        ("chroot", "coreutils"),
+    ])?;
     ebpf::run()?;
     let binary = static_binary()?;
 
@@ -34,8 +42,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     copy(&binary, &context.join("svc"))?;
     let containerfile = workspace::root().join("deploy").join("Containerfile");
     // Images and layers stay below .build, away from whatever else uses this machine's container storage.
+    let storage = workspace::build_directory().join("containers");
+    remove(&storage)?;
     let buildah = || {
-        let storage = workspace::build_directory().join("containers");
         let mut command = Command::new("buildah");
         command.args(["--storage-driver", "vfs", "--root"]).arg(storage.join("root"));
         command.arg("--runroot").arg(storage.join("run"));
@@ -48,16 +57,19 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             .arg(&context),
     )?;
     let archive = workspace::build_directory().join("svc-image.tar");
-    if archive.exists() {
-        // buildah appends to an archive that is there.
-        fs::remove_file(&archive).with_context(|| format!("cannot replace {}", archive.display()))?;
-    }
+    // buildah appends to an archive that is there.
+    remove(&archive)?;
     run_command(buildah().args(["push", "--quiet", &options.tag]).arg(format!(
         "oci-archive:{}:{}",
         archive.display(),
         options.tag
     )))?;
-    note(format!("{}, {} MiB", archive.display(), archive.metadata()?.len() >> 20));
+    remove(&storage)?;
+
+    step("trying the image");
+    content::verify(&archive, &workspace::build_directory().join("image-content"))?;
+    let kibibytes = |path: &Path| path.metadata().map(|metadata| metadata.len() >> 10);
+    note(format!("{}, {} KiB; svc unpacked {} KiB", archive.display(), kibibytes(&archive)?, kibibytes(&binary)?));
     note(format!("on a node: ctr --namespace k8s.io images import {}", archive.display()));
     Ok(())
 }
@@ -74,11 +86,8 @@ fn static_binary() -> Result<PathBuf> {
         .env("RUSTFLAGS", "-Ctarget-feature=+crt-static");
     run_command(&mut command)?;
     let binary = workspace::target_directory().join(&host).join("release").join("svc");
-    // ldd succeeds for static-pie ("statically linked") and fails for plain static binaries.
-    if let Ok(text) = output(Command::new("ldd").arg(&binary))
-        && !text.contains("statically linked")
-    {
-        bail!("{} needs shared libraries and would not start in an empty image:\n{text}", binary.display());
+    if content::needs_loader(&binary)? {
+        bail!("{} needs shared libraries and would not start in an empty image", binary.display());
     }
     Ok(binary)
 }
@@ -86,4 +95,14 @@ fn static_binary() -> Result<PathBuf> {
 fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::copy(from, to).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
     Ok(())
+}
+
+fn remove(path: &Path) -> Result<()> {
+    let result = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match result {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
 }

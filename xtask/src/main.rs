@@ -9,11 +9,13 @@ mod bench;
 mod build;
 mod demo;
 mod ebpf;
+mod fuzz;
 mod image;
 mod lint;
 mod process;
 mod setup;
 mod test;
+mod vm;
 mod workspace;
 
 #[cfg(test)]
@@ -43,10 +45,14 @@ enum Command {
     Demo(demo::Options),
     /// Run every test: units, the loaded programs, and clusters of network namespaces (root)
     Test(test::Options),
+    /// Fuzz the packet path and the agent's way from objects to maps (a nightly compiler)
+    Fuzz(fuzz::Options),
     /// Measure packets in the loaded programs and in the lab beside kube-proxy's way, and print one table (root)
     Bench(bench::Options),
     /// Check formatting, lints, licences and advisories
     Lint,
+    /// Boot another kernel in a virtual machine and run the agent there
+    Vm(vm::Options),
     /// Build the container image and leave it as an OCI archive in .build/
     Image(image::Options),
 }
@@ -58,8 +64,10 @@ fn main() -> ExitCode {
         Command::Build(options) => build::run(&options).map(|_| ()),
         Command::Demo(options) => demo::run(&options),
         Command::Test(options) => test::run(&options),
+        Command::Fuzz(options) => fuzz::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Lint => lint::run(),
+        Command::Vm(options) => vm::run(&options),
         Command::Image(options) => image::run(&options),
     };
     match result {

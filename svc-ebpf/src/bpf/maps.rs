@@ -100,18 +100,24 @@ static SCRATCH_V6: PerCpuArray<Scratch<A6>, 2> = PerCpuArray::new();
 #[btf_map]
 static FORGOTTEN: PerCpuArray<u64, 1> = PerCpuArray::new();
 
-/// Takes a value through a map, on whose contents the verifier has no opinion.
+/// Takes a value through a map, on whose contents the verifier has no opinion; what is larger becomes [`FURTHEST`].
 #[inline(always)]
 pub(super) fn forget(value: usize) -> usize {
     match FORGOTTEN.get_ptr_mut(0) {
         // SAFETY: a value of a per-CPU array belongs to this CPU while the program runs.
         Some(place) => unsafe {
-            place.write_volatile(value as u64);
-            place.read_volatile() as usize
+            place.write_volatile(value.min(FURTHEST) as u64);
+            // The mask, which changes nothing, gives it bounds. Before Linux 6.8 the verifier forgets of a number without
+            // bounds that LLVM moves to the stack that it was compared ("math between pkt pointer and register with
+            // unbounded min value is not allowed").
+            place.read_volatile() as usize & FURTHEST
         },
-        None => usize::MAX, // beyond any frame; never taken, an array's entries are always there
+        None => FURTHEST, // never taken: an array's entries are always there
     }
 }
+
+/// Beyond every offset that is read (`svc_ebpf::ip::MAX_OFFSET`); all ones, so that it is a mask as well.
+const FURTHEST: usize = 0x7ff;
 
 /// Working memory of the packet programs: one for each CPU and hook.
 ///
@@ -152,6 +158,15 @@ pub(super) struct Refusals {
 const SPAN_SHIFT: u32 = 27;
 /// Refusals in a span: about 1,000 a second, what Linux allows itself (`net.ipv4.icmp_msgs_per_sec`).
 const REFUSALS_A_SPAN: u32 = 128;
+
+/// Calls a function that works on the same scratch memory, which the compiler does not see.
+#[inline(always)]
+fn with<A, R>(scratch: &mut Scratch<A>, call: impl FnOnce() -> R) -> R {
+    core::hint::black_box(&mut *scratch);
+    let result = call();
+    core::hint::black_box(scratch);
+    result
+}
 
 /// The maps, for a packet that a hook of interface `interface` sees.
 pub(super) struct Maps {
@@ -281,9 +296,10 @@ macro_rules! family {
             unreachable_pub,
             reason = "it is public to the linker, which would make it a static function otherwise"
         )]
-        pub extern "C" fn $attempt(scratch: *mut Scratch<$address>, number: u32) -> i32 {
-            // SAFETY: the only caller passes a valid reference; the verifier wants to see the null check.
-            let Some(scratch) = (unsafe { scratch.as_mut() }) else { return Attempt::NoBackend as i32 };
+        pub extern "C" fn $attempt(number: u32) -> i32 {
+            // Not an argument: before Linux 6.2 memory that came as one is no key and no value of a map ("R2 type=mem
+            // expected=fp, pkt, pkt_meta, map_key, map_value", commit d1673304097c).
+            let Some(scratch) = <$address>::scratch(Hook::Ingress) else { return Attempt::NoBackend as i32 };
             attempt(&mut Maps { interface: 0 }, scratch, number) as i32
         }
 
@@ -291,16 +307,15 @@ macro_rules! family {
         #[unsafe(no_mangle)]
         #[inline(never)]
         #[expect(unreachable_pub, reason = "as above")]
-        pub extern "C" fn $decide(scratch: *mut Scratch<$address>, interface: u32) -> u32 {
-            // SAFETY: as above.
-            let Some(scratch) = (unsafe { scratch.as_mut() }) else { return Decision::Pass.to_u32() };
+        pub extern "C" fn $decide(interface: u32) -> u32 {
+            let Some(scratch) = <$address>::scratch(Hook::Ingress) else { return Decision::Pass.to_u32() };
             decide(&mut Maps { interface }, scratch).to_u32()
         }
 
         impl Tables<$address> for Maps {
             #[inline(always)]
             fn decide(&mut self, scratch: &mut Scratch<$address>) -> Decision {
-                Decision::from_u32($decide(scratch, self.interface))
+                Decision::from_u32(with(scratch, || $decide(self.interface)))
             }
 
             #[inline(always)]
@@ -323,7 +338,7 @@ macro_rules! family {
 
             #[inline(always)]
             fn attempt(&mut self, scratch: &mut Scratch<$address>, number: u32) -> Attempt {
-                match $attempt(scratch, number) {
+                match with(scratch, || $attempt(number)) {
                     0 => Attempt::Opened,
                     2 => Attempt::Taken,
                     3 => Attempt::Full,

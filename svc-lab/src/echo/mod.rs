@@ -1,8 +1,8 @@
 //! Echo servers: they answer every request with who they are and whom they saw. They know nothing of Services.
 //!
 //! A request is a UDP datagram or a line of TCP; its first word is given back as the tag. Over TCP, `BYTES n` asks for
-//! a stream of n bytes and `HASH n` announces n bytes of which the answer carries the hash; a request that starts with
-//! `PAD n` gets n bytes of padding in its answer, in both protocols.
+//! a stream of n bytes before the answer, and `HASH n` announces n bytes; the answer carries their hash. A request that
+//! starts with `PAD n` gets n bytes of padding in its answer, in both protocols.
 
 pub(crate) mod tcp;
 mod udp;
@@ -10,6 +10,7 @@ mod udp;
 use std::{io, net::SocketAddr};
 
 use serde::{Deserialize, Serialize};
+use twox_hash::XxHash3_64;
 
 /// Longest line of TCP and longest datagram of UDP that a server takes, in bytes.
 pub(crate) const LONGEST: usize = 60_000;
@@ -27,7 +28,7 @@ pub struct Answer {
     pub tag: String,
     /// Length of the payload that arrived, in bytes.
     pub length: u64,
-    /// FNV-1a hash of the payload that arrived.
+    /// XXH3 hash of the payload that arrived; of a stream that `BYTES` asked for, of what was sent.
     pub hash: u64,
     /// Padding that was asked for.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -85,7 +86,7 @@ fn answer(name: &str, client: SocketAddr, local: SocketAddr, request: &[u8]) -> 
         local: canonical(local),
         tag: tag.chars().take(64).collect(),
         length: request.len() as u64,
-        hash: fnv1a(FNV_OFFSET, request),
+        hash: hash(request),
         padding: "x".repeat(asked.min(LONGEST)),
     }
 }
@@ -95,18 +96,9 @@ pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// Start value of [`fnv1a`].
-pub(crate) const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
-
-/// FNV-1a, 64 bits, continued from `hash`.
-pub(crate) fn fnv1a(hash: u64, bytes: &[u8]) -> u64 {
-    bytes.iter().fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
-}
-
-/// Byte number `at` of the stream that `BYTES` sends and a long upload consists of; never a line feed pattern that
-/// repeats with a power of two, so that lost or swapped segments change the hash.
-pub(crate) fn pattern(at: u64) -> u8 {
-    (at % 251) as u8
+/// XXH3 of some bytes: as fast as memory, so that long transfers measure the network and not the hash.
+pub(crate) fn hash(bytes: &[u8]) -> u64 {
+    XxHash3_64::oneshot(bytes)
 }
 
 #[cfg(test)]
@@ -114,9 +106,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fnv_matches_its_published_values() {
-        assert_eq!(fnv1a(FNV_OFFSET, b""), 0xcbf2_9ce4_8422_2325);
-        assert_eq!(fnv1a(FNV_OFFSET, b"foobar"), 0x8594_4171_f739_67e8);
+    fn the_hash_matches_its_published_value() {
+        assert_eq!(hash(b""), 0x2d06_8005_38d3_94c2);
     }
 
     #[test]

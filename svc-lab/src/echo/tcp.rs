@@ -1,12 +1,18 @@
 //! The TCP side of an echo server: a line is a request, the connection stays open.
 
 use std::{
+    hash::Hasher,
     io::{self, BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     thread,
 };
 
-use super::{Answer, FNV_OFFSET, LONGEST, answer, fnv1a, pattern};
+use twox_hash::XxHash3_64;
+
+use super::{LONGEST, answer};
+
+/// Bytes of one write of a stream.
+const BLOCK: usize = 251 * 1021;
 
 /// Listens; on `::` for IPv4 as well.
 pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
@@ -44,17 +50,12 @@ fn connection(stream: &TcpStream, name: &str) -> io::Result<()> {
         if line.pop() != Some(b'\n') {
             return Err(io::Error::other(format!("a request without an end after {} bytes", line.len())));
         }
+        let mut answer = answer(name, client, local, &line);
         if let Some(count) = argument(&line, "BYTES ") {
-            send(stream, count)?;
-            continue;
+            (answer.length, answer.hash) = (count, send(stream, count)?);
+        } else if let Some(count) = argument(&line, "HASH ") {
+            (answer.length, answer.hash) = (count, receive(&mut reader, count)?);
         }
-        let answer = match argument(&line, "HASH ") {
-            Some(count) => {
-                let hash = receive(&mut reader, count)?;
-                Answer { length: count, hash, ..answer(name, client, local, &line) }
-            }
-            None => answer(name, client, local, &line),
-        };
         let mut text = serde_json::to_vec(&answer)?;
         text.push(b'\n');
         (&mut &*stream).write_all(&text)?;
@@ -65,33 +66,36 @@ fn argument(line: &[u8], command: &str) -> Option<u64> {
     std::str::from_utf8(line).ok()?.strip_prefix(command)?.trim().parse().ok()
 }
 
-/// Sends `count` bytes of the pattern; returns their hash.
+/// Sends `count` bytes; returns their hash. No two blocks are alike and none ends where a segment would, so that what is
+/// lost, doubled or swapped changes the hash.
 pub(crate) fn send(mut stream: &TcpStream, count: u64) -> io::Result<u64> {
-    let mut hash = FNV_OFFSET;
-    let mut at = 0;
-    while at < count {
-        let chunk: Vec<u8> = (at..count.min(at + (1 << 16))).map(pattern).collect();
-        stream.write_all(&chunk)?;
-        hash = fnv1a(hash, &chunk);
-        at += chunk.len() as u64;
+    let mut hasher = XxHash3_64::new();
+    let mut block: Vec<u8> = (0..BLOCK).map(|at| (at % 251) as u8).collect();
+    let mut left = count;
+    while left > 0 {
+        block[..8].copy_from_slice(&left.to_be_bytes());
+        let length = usize::try_from(left).unwrap_or(BLOCK).min(BLOCK);
+        stream.write_all(&block[..length])?;
+        hasher.write(&block[..length]);
+        left -= length as u64;
     }
-    Ok(hash)
+    Ok(hasher.finish())
 }
 
 /// Receives `count` bytes; returns their hash.
 pub(crate) fn receive(reader: &mut impl Read, count: u64) -> io::Result<u64> {
-    let mut hash = FNV_OFFSET;
+    let mut hasher = XxHash3_64::new();
     let mut left = count;
-    let mut chunk = vec![0; 1 << 16];
+    let mut chunk = vec![0; BLOCK];
     while left > 0 {
-        let most = usize::try_from(left).unwrap_or(usize::MAX).min(chunk.len());
+        let most = usize::try_from(left).unwrap_or(BLOCK).min(BLOCK);
         match reader.read(&mut chunk[..most])? {
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),
             read => {
-                hash = fnv1a(hash, &chunk[..read]);
+                hasher.write(&chunk[..read]);
                 left -= read as u64;
             }
         }
     }
-    Ok(hash)
+    Ok(hasher.finish())
 }

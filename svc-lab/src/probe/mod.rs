@@ -256,7 +256,7 @@ fn request(options: &Options, number: u64) -> Vec<u8> {
 
 /// Whether the answer belongs to the request.
 fn check(answer: &Answer, request: &[u8]) -> io::Result<()> {
-    if answer.length == request.len() as u64 && answer.hash == crate::echo::fnv1a(crate::echo::FNV_OFFSET, request) {
+    if answer.length == request.len() as u64 && answer.hash == crate::echo::hash(request) {
         return Ok(());
     }
     let text = format!("sent {} bytes, the server saw {} others", request.len(), answer.length);

@@ -17,7 +17,7 @@ use nix::{
 
 use super::{Options, Success, check, micros, source, time_left};
 use crate::echo::{
-    Answer, FNV_OFFSET, canonical, fnv1a, pattern,
+    Answer, canonical,
     tcp::{receive, send},
 };
 
@@ -82,33 +82,30 @@ impl Connection {
     }
 }
 
-/// A long transfer; the answer's length and hash are those of the bytes that arrived, checked against what was sent.
+/// A long transfer; the answer's length and hash are those of one end, and checked against the other's.
 pub(super) fn transfer(options: &Options) -> io::Result<Success> {
     let started = Instant::now();
     let mut connection = Connection::open(options)?;
-    let wrong = |length: u64| {
-        let text = format!("{length} bytes arrived, but not those that were sent");
-        io::Error::new(io::ErrorKind::InvalidData, text)
+    let ask = |connection: &Connection, word: &str, length: u64| {
+        connection.stream().write_all(format!("{word} {length}\n").as_bytes())
     };
-    if let Some(length) = options.upload {
-        connection.stream().write_all(format!("HASH {length}\n").as_bytes())?;
-        let hash = send(connection.stream(), length)?;
-        let answer = connection.answer()?;
-        if answer.hash != hash || answer.length != length {
-            return Err(wrong(answer.length));
+    let (length, hash) = match options.upload {
+        Some(length) => {
+            ask(&connection, "HASH", length)?;
+            (length, send(connection.stream(), length)?)
         }
-        return connection.success(answer, started);
+        None => {
+            let length = options.download.unwrap_or(0);
+            ask(&connection, "BYTES", length)?;
+            (length, receive(&mut connection.reader, length)?)
+        }
+    };
+    let answer = connection.answer()?;
+    if (answer.length, answer.hash) != (length, hash) {
+        let text = format!("{} bytes arrived, but not those that were sent", answer.length);
+        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     }
-    let length = options.download.unwrap_or(0);
-    connection.stream().write_all(format!("BYTES {length}\n").as_bytes())?;
-    let hash = receive(&mut connection.reader, length)?;
-    if hash != (0..length).fold(FNV_OFFSET, |hash, at| fnv1a(hash, &[pattern(at)])) {
-        return Err(wrong(length));
-    }
-    // The server names itself only in answers to lines.
-    let mut success = connection.request(b"whoami", started)?;
-    (success.answer.length, success.answer.hash) = (length, hash);
-    Ok(success)
+    connection.success(answer, started)
 }
 
 /// Connects within `timeout`, from a chosen source if it has a port or an address.

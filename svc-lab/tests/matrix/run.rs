@@ -125,7 +125,7 @@ fn answers(place: &Place, cells: &[&Question], ports: &mut Ports) -> Result<Vec<
             let cell = asking.cell;
             for _ in 0..cell.requests() {
                 let request = cell.transport.request(cell.asked).from_port(ports.next(cell)?);
-                requests.push(request.timeout_ms(if cell.expected == Expected::Refused { 1000 } else { 5000 }));
+                requests.push(request.timeout_ms(if cell.expected == Expected::Refused { 3500 } else { 5000 }));
                 asked.push(index);
             }
         }

@@ -98,7 +98,7 @@ pub(crate) fn entries(cluster: &Cluster, client_port: u16, hook: &str) -> Result
 pub(crate) fn entries_where(cluster: &Cluster, is_wanted: &dyn Fn(&Value) -> bool) -> Result<Vec<Entry>> {
     let mut found = Vec::new();
     for family in ["V4", "V6"] {
-        let map = cluster.lab.node(1).bpffs.join("layout-1/maps").join(format!("FLOWS_{family}"));
+        let map = cluster.lab.node(1).maps()?.join(format!("FLOWS_{family}"));
         let output = Command::new("bpftool").args(["-j", "map", "dump", "pinned"]).arg(&map).output()?;
         ensure!(output.status.success(), "{}: {}", map.display(), String::from_utf8_lossy(&output.stderr));
         for entry in serde_json::from_slice::<Vec<Value>>(&output.stdout)? {

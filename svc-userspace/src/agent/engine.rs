@@ -16,7 +16,7 @@ use crate::{
     compile::{NodeContext, PortTable},
     health::node_ports::HealthPort,
     metrics::Metrics,
-    model::{Change, ObjectName},
+    model::{Change, Family, ObjectName},
     sockets::Gone,
     tables::{Observed, Op, Refused, Tables},
     world::World,
@@ -144,7 +144,7 @@ impl<M: Maps> Engine<M> {
     /// Takes note of the node's own addresses.
     pub fn set_own_addresses(&mut self, addresses: HashSet<IpAddr>, now_ms: u64) {
         let ops = self.tables.set_own_addresses(addresses);
-        self.apply(&ObjectName::new("", "(the node's own addresses)"), ops, Vec::new(), now_ms);
+        self.apply(&adoption(), ops, Vec::new(), now_ms);
     }
 
     /// Takes note that interfaces and addresses have been listed.
@@ -170,6 +170,11 @@ impl<M: Maps> Engine<M> {
     /// True while a change that was seen is not in the maps. Refused ports are not waited for.
     pub fn is_behind(&self) -> bool {
         !self.synced || !self.queue.is_empty() || !self.waiting.is_empty()
+    }
+
+    /// True while a port is refused.
+    pub fn has_refused(&self) -> bool {
+        !self.refused.is_empty()
     }
 
     /// The `healthCheckNodePort` of every Service that has one.
@@ -244,7 +249,17 @@ impl<M: Maps> Engine<M> {
     }
 
     /// Applies operations of a Service, behind those of it that wait.
+    ///
+    /// What Services have in common has a line of its own: of two Services' writes to one of its entries, the later one must
+    /// not be overtaken by the retry of the earlier one.
     fn apply(&mut self, name: &ObjectName, ops: Vec<Op>, gone: Vec<Gone>, now_ms: u64) {
+        let is_shared = |op: &Op| matches!(op, Op::SetVip(..) | Op::RemoveVip(_) | Op::WriteTargets(..));
+        let (shared, own) = ops.into_iter().partition(is_shared);
+        self.apply_in_line(name, own, gone, now_ms);
+        self.apply_in_line(&ObjectName::new("", "(what Services share)"), shared, Vec::new(), now_ms);
+    }
+
+    fn apply_in_line(&mut self, name: &ObjectName, ops: Vec<Op>, gone: Vec<Gone>, now_ms: u64) {
         if !self.synced {
             self.first_writes += ops.len();
         }
@@ -255,7 +270,23 @@ impl<M: Maps> Engine<M> {
             self.retry(now_ms);
         } else if !ops.is_empty() {
             self.attempt(name, Waiting { ops, gone, ..Waiting::default() }, now_ms);
+            self.note_waiting(now_ms);
         }
+    }
+
+    /// Keeps what waiting operations release from being given to others before they are carried out.
+    fn note_waiting(&mut self, now_ms: u64) {
+        if self.waiting.is_empty() {
+            self.tables.resume(now_ms);
+            return;
+        }
+        let removed = self.waiting.iter().flat_map(|(name, waiting)| {
+            waiting.ops.iter().filter_map(move |op| match op {
+                Op::RemoveFrontend(address) => Some((*address, name.clone())),
+                _ => None,
+            })
+        });
+        self.tables.hold(removed.collect());
     }
 
     fn attempt(&mut self, name: &ObjectName, mut waiting: Waiting, now_ms: u64) {
@@ -287,17 +318,14 @@ impl<M: Maps> Engine<M> {
                 self.attempt(&name, waiting, now_ms);
             }
         }
+        self.note_waiting(now_ms);
     }
 
     /// What time brings: failed writes are tried again, refused ports too, ids and slots whose rest is over become free.
     pub fn tick(&mut self, now_ms: u64) {
         self.retry(now_ms);
         self.note_synced();
-        // A range that is given again while a frontend still leads to its former content, because the write that
-        // switches the frontend waits, would mix two Services.
-        if self.waiting.is_empty() {
-            self.tables.expire(now_ms);
-        }
+        self.tables.expire(now_ms);
         if now_ms >= self.refused_retry_ms {
             self.refused_retry_ms = now_ms + REFUSED_RETRY_MS;
             for name in self.tables.refused() {
@@ -337,8 +365,8 @@ impl<M: Maps> Engine<M> {
     }
 
     fn note_health_port(&mut self, name: &ObjectName) {
-        let port = self.world.service(name).and_then(|service| service.health_check_node_port);
-        let Some(port) = port else {
+        let service = self.world.service(name);
+        let Some((service, port)) = service.and_then(|service| Some((service, service.health_check_node_port?))) else {
             self.health_ports.remove(name);
             return;
         };
@@ -346,7 +374,11 @@ impl<M: Maps> Engine<M> {
         let endpoints = self.world.slices_of(name).flat_map(|slice| &slice.endpoints);
         let local = endpoints.filter(|endpoint| endpoint.ready && endpoint.node.as_ref() == Some(own));
         let addresses: HashSet<_> = local.map(|endpoint| endpoint.address).collect();
-        self.health_ports.insert(name.clone(), HealthPort { port, local_endpoints: addresses.len() });
+        // A pod of two families is one endpoint to a load balancer, as it is to kube-proxy, which counts by family.
+        let of = |family| addresses.iter().filter(|&&address| Family::of(address) == family).count();
+        let counts = service.cluster_ips.iter().map(|&address| of(Family::of(address)));
+        let local_endpoints = counts.max().unwrap_or(0);
+        self.health_ports.insert(name.clone(), HealthPort { port, local_endpoints });
     }
 
     fn note_without_local(&mut self, name: &ObjectName, ports: &[PortTable]) {

@@ -25,7 +25,7 @@ use crate::model::ObjectName;
 pub struct HealthPort {
     /// `spec.healthCheckNodePort`, *host order*.
     pub port: u16,
-    /// Distinct addresses of local ready endpoints.
+    /// Distinct addresses of local ready endpoints, in the one of the Service's families that has more of them.
     pub local_endpoints: usize,
 }
 

@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use svc_common::{Interface, Scope, config::INTERFACE_BRIDGE_PORT};
+use svc_common::{
+    Interface, Scope,
+    config::{INTERFACE_BRIDGE, INTERFACE_BRIDGE_PORT},
+};
 
 use super::{
     InterfaceOptions, NodeAddress,
@@ -96,6 +99,9 @@ fn describe(link: &Link, scope: Scope, inventory: &Inventory) -> InterfaceSpec {
     if let Some(mac) = bridge.and_then(|bridge| bridge.mac) {
         entry.flags |= INTERFACE_BRIDGE_PORT;
         entry.bridge_mac = mac;
+    }
+    if link.kind == "bridge" {
+        entry.flags |= INTERFACE_BRIDGE;
     }
     let layer = if link.ethernet { LinkLayer::Ethernet } else { LinkLayer::None };
     InterfaceSpec { index: link.index, name: link.name.clone(), link: layer, entry }

@@ -85,6 +85,13 @@ impl Ids {
         self.resting.push_back((now_ms + REST_MS, id));
     }
 
+    /// Has every resting id rest from `now_ms` on.
+    pub(super) fn rest_anew(&mut self, now_ms: u64) {
+        for (until, _) in &mut self.resting {
+            *until = now_ms + REST_MS;
+        }
+    }
+
     /// Frees the ids whose rest is over.
     pub(super) fn expire(&mut self, now_ms: u64) {
         self.resting.extend(self.undated.drain(..).map(|id| (now_ms + REST_MS, id)));

@@ -168,6 +168,8 @@ pub struct Tables {
     shared: shared::Shared,
     refused: BTreeSet<ObjectName>,
     adopted: adopt::Adopted,
+    /// Addresses that operations which are not carried out yet take away, and from whom; `None`: no operation waits.
+    held: Option<HashMap<FrontendAddress, ObjectName>>,
     maglev: maglev::Builder,
 }
 
@@ -206,12 +208,32 @@ impl Tables {
             shared: shared::Shared::default(),
             refused: BTreeSet::new(),
             adopted: adopt::Adopted::default(),
+            held: None,
             maglev: maglev::Builder::default(),
+        }
+    }
+
+    /// Takes note that operations wait to be carried out: until [`Tables::resume`], what they release is not given again,
+    /// and no other Service gets an address that they take away (`addresses`, with the Service that had each). Their
+    /// removal would hit the new owner.
+    pub fn hold(&mut self, addresses: HashMap<FrontendAddress, ObjectName>) {
+        self.held = Some(addresses);
+    }
+
+    /// Takes note that all operations have been carried out: whatever was released in the meantime rests from now on.
+    pub fn resume(&mut self, now_ms: u64) {
+        if self.held.take().is_some() {
+            self.service_ids.rest_anew(now_ms);
+            self.backend_ids.rest_anew(now_ms);
+            self.slots.rest_anew(now_ms);
         }
     }
 
     /// Frees the ids and slot ranges whose rest is over. `now_ms` is any clock that never goes back.
     pub fn expire(&mut self, now_ms: u64) {
+        if self.held.is_some() {
+            return;
+        }
         self.service_ids.expire(now_ms);
         self.backend_ids.expire(now_ms);
         self.slots.expire(now_ms);

@@ -85,6 +85,11 @@ impl Tables {
         let mut claimed: HashMap<FrontendAddress, &PortKey> = HashMap::new();
         for key in order {
             for address in addresses(&desired[key]) {
+                if let Some(owner) = self.held.as_ref().and_then(|held| held.get(&address))
+                    && owner != service
+                {
+                    return Err((key.clone(), Reason::Held { address, owner: Box::new(owner.clone()) }));
+                }
                 let owner = self.owner(&address).filter(|owner| {
                     // Another port of the same Service gives it up in this very update, unless it stays as it is.
                     let stays = refusals.contains_key(owner)

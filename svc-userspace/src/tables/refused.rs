@@ -1,6 +1,9 @@
 //! Why a port is not programmed as asked.
 
-use crate::{compile::PortKey, model::Family};
+use crate::{
+    compile::PortKey,
+    model::{Family, ObjectName},
+};
 
 use super::FrontendAddress;
 
@@ -27,6 +30,17 @@ pub enum Reason {
         address: FrontendAddress,
         /// Who has it.
         owner: Box<PortKey>,
+    },
+    /// An address is still to be taken from another Service, which a write to the maps that failed holds up.
+    #[error(
+        "{}/{} has not been taken from Service {owner} yet, because a write to the maps failed: it will be tried again",
+        .address.address, .address.protocol
+    )]
+    Held {
+        /// The address.
+        address: FrontendAddress,
+        /// Who had it.
+        owner: Box<ObjectName>,
     },
     /// A map is full.
     #[error(

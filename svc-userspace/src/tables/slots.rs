@@ -96,6 +96,13 @@ impl Slots {
         }
     }
 
+    /// Has every resting range rest from `now_ms` on.
+    pub(super) fn rest_anew(&mut self, now_ms: u64) {
+        for (until, _, _) in &mut self.resting {
+            *until = now_ms + SLOT_REST_MS;
+        }
+    }
+
     /// Frees the ranges whose rest is over.
     pub(super) fn expire(&mut self, now_ms: u64) {
         while let Some((_, offset, len)) = self.resting.pop_front_if(|(until, _, _)| *until <= now_ms) {

@@ -555,6 +555,19 @@ fn a_full_map_refuses_by_name_and_the_room_comes_back_after_the_rest() {
 }
 
 #[test]
+fn what_is_released_while_operations_wait_rests_from_their_end_on() {
+    let mut tables = Tables::new(Capacity { services: 2, backends: 2, slots: 416, ..ROOMY });
+    let fits = |tables: &mut Tables, now| tables.update(&name(1), vec![simple(1, &[2], &[])], now).1.is_empty();
+    tables.update(&name(0), vec![simple(0, &[1], &[])], 0);
+    tables.update(&name(0), vec![], 0);
+    tables.hold(HashMap::new());
+    assert!(!fits(&mut tables, 2 * REST_MS), "its removal may not have reached the maps yet");
+    tables.resume(2 * REST_MS);
+    assert!(!fits(&mut tables, 3 * REST_MS - 1), "flows of a moment ago name it");
+    assert!(fits(&mut tables, 3 * REST_MS));
+}
+
+#[test]
 fn a_terminating_backend_keeps_id_and_generation_and_one_that_left_is_gone_at_once() {
     let (mut tables, mut maps) = (Tables::new(ROOMY), Maps::default());
     let port = |second: Option<bool>| {

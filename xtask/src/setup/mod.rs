@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-pub(crate) use packages::ensure_programs;
+pub(crate) use packages::{download_dependency, ensure_programs};
 pub(crate) use toolchain::Toolchain;
 
 use crate::process::{note, step};
@@ -27,8 +27,13 @@ pub(crate) struct BuildTools {
 }
 
 /// Programs that the agent's environment, the lab and the tests call, and the package that has each.
-const RUN_PROGRAMS: &[(&str, &str)] =
-    &[("ip", "iproute2"), ("nft", "nftables"), ("ping", "iputils-ping"), ("bpftool", "bpftool")];
+const RUN_PROGRAMS: &[(&str, &str)] = &[
+    ("ip", "iproute2"),
+    ("nft", "nftables"),
+    ("ping", "iputils-ping"),
+    ("ethtool", "ethtool"),
+    ("bpftool", "bpftool"),
+];
 
 /// Installs everything that is missing and says what there is.
 pub(crate) fn run() -> Result<()> {

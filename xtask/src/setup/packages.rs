@@ -1,13 +1,14 @@
 //! Packages of the distribution: installed with apt by root, else named, so that somebody can do it by hand.
 
 use std::{
+    path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicBool, Ordering},
 };
 
 use anyhow::{Context, Result, bail};
 
-use crate::process::{find_program, is_root, run, step};
+use crate::process::{find_program, is_root, output, run, step};
 
 /// Makes sure that each program is there; the second of each pair is the Debian package that has it.
 pub(crate) fn ensure_programs(programs: &[(&str, &str)]) -> Result<()> {
@@ -43,6 +44,33 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
     let mut command = Command::new("apt-get");
     command.args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages);
     run(command.env("DEBIAN_FRONTEND", "noninteractive")).with_context(|| by_hand)
+}
+
+/// Downloads the package that `package`, which is empty itself, depends on first; installs nothing.
+pub(crate) fn download_dependency(package: &str, directory: &Path) -> Result<PathBuf> {
+    if find_program("apt-get").is_none() {
+        bail!("{package} is only downloaded with apt, and this machine has none");
+    }
+    // The lists may be too old to download from, and only root may fetch new ones.
+    if is_root() {
+        refresh()?;
+    }
+    let text = output(Command::new("apt-cache").args(["depends", "--no-recommends", package]))?;
+    let name = dependency(&text).with_context(|| format!("{package} depends on no package"))?;
+    step(format!("downloading {name}"));
+    let mut command = Command::new("apt-get");
+    // As the user that runs this: the directory is not open to apt's own.
+    command.args(["download", "-qq", "-o", "APT::Sandbox::User=root", name]).current_dir(directory);
+    run(&mut command)?;
+    std::fs::read_dir(directory)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .with_context(|| format!("{name} was downloaded and is not in {}", directory.display()))
+}
+
+/// The first package in what `apt-cache depends` prints.
+fn dependency(text: &str) -> Option<&str> {
+    text.lines().find_map(|line| line.trim().strip_prefix("Depends: "))
 }
 
 /// What somebody has to type, or to look for on another distribution.
@@ -83,6 +111,13 @@ mod tests {
     fn what_to_install_by_hand_is_one_command() {
         let text = by_hand(&["bpftool", "nftables"]);
         assert!(text.contains("apt-get install -y --no-install-recommends bpftool nftables`"), "{text}");
+    }
+
+    #[test]
+    fn the_first_dependency_is_found() {
+        let text = "linux-image-cloud-amd64\n  Depends: linux-image-6.1.0-56-cloud-amd64\n";
+        assert_eq!(dependency(text), Some("linux-image-6.1.0-56-cloud-amd64"));
+        assert_eq!(dependency("linux-image-cloud-amd64\n"), None);
     }
 
     #[test]

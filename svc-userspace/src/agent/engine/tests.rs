@@ -1,8 +1,8 @@
 //! The engine with real tables and maps that fail on demand.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
-use super::{Engine, Maps};
+use super::{Engine, Maps, REFUSED_RETRY_MS};
 use crate::{
     compile::NodeContext,
     kernel::view::Snapshot,
@@ -18,6 +18,7 @@ struct Fake {
     calls: usize,
     synced: bool,
     broken_port: Option<u16>,
+    broken_removals: bool,
     frontends: BTreeMap<FrontendAddress, u32>,
     slots: usize,
 }
@@ -35,6 +36,7 @@ impl Maps for Fake {
                     }
                     self.frontends.insert(*address, frontend.service);
                 }
+                Op::RemoveFrontend(_) if self.broken_removals => return Err((index, "no memory left".to_owned())),
                 Op::RemoveFrontend(address) => {
                     self.frontends.remove(address);
                 }
@@ -140,7 +142,8 @@ fn changes_that_came_together_are_programmed_once() {
         engine.change(slice("a", &[[10, 1, 0, last]], None));
     }
     engine.step(100, 1, 0);
-    assert_eq!((engine.maps().calls - before, engine.maps().slots), (1, 1));
+    // One call for the Service, one for what Services share.
+    assert_eq!((engine.maps().calls - before, engine.maps().slots), (2, 1));
     engine.change(slice("a", &[[10, 1, 0, 100]], None));
     assert!(!engine.has_work(), "a report that changes nothing is no work");
 }
@@ -189,6 +192,28 @@ fn a_change_of_a_waiting_service_comes_after_what_waits() {
     engine.step(100, 1, 0);
     assert_eq!(engine.maps().frontends.len(), 0, "set, then removed");
     assert!(!engine.is_behind());
+}
+
+#[test]
+fn an_address_whose_removal_waits_goes_to_another_service_only_after_it() {
+    let mut engine = ready();
+    engine.change(service("a", 1));
+    engine.step(100, 0, 0);
+    let owned_by_a = engine.maps().frontends.clone();
+    engine.maps().broken_removals = true;
+    engine.change(Change::Service(name("a"), None));
+    engine.change(service("b", 1));
+    engine.step(100, 1, 0);
+    assert_eq!(engine.maps().frontends, owned_by_a, "b would lose the address to the removal that is tried again");
+    assert!(engine.has_refused());
+
+    engine.maps().broken_removals = false;
+    engine.tick(1000);
+    assert!(engine.maps().frontends.is_empty());
+    engine.tick(1000 + REFUSED_RETRY_MS);
+    engine.step(100, 1000 + REFUSED_RETRY_MS, 0);
+    assert_eq!(engine.maps().frontends.len(), 1, "b has it now");
+    assert!(!engine.has_refused() && !engine.is_behind());
 }
 
 #[test]
@@ -258,6 +283,22 @@ fn health_ports_count_distinct_local_ready_addresses() {
     engine.step(100, 0, 0);
     let port = engine.health_ports().get(&name("a")).copied();
     assert_eq!(port.map(|port| (port.port, port.local_endpoints)), Some((30_001, 2)));
+
+    // The same pods in the other family, and one more that has no other: each pod counts once.
+    let Change::Service(_, Some(mut dual)) = service("a", 1) else { panic!("a Service") };
+    dual.cluster_ips.push(IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, 1]));
+    let Change::Slice(_, Some(mut v6)) = slice("a", &[[10, 1, 0, 1]; 3], None) else { panic!("a slice") };
+    v6.family = Family::V6;
+    for (endpoint, number) in v6.endpoints.iter_mut().zip(1..) {
+        endpoint.address = IpAddr::from([0xfd00, 1, 0, 0, 0, 0, 0, number]);
+    }
+    engine.change(Change::Service(name("a"), Some(dual)));
+    engine.change(Change::Slice(name("a-v6"), Some(v6)));
+    engine.step(100, 0, 0);
+    assert_eq!(engine.health_ports()[&name("a")].local_endpoints, 3);
+    engine.change(service("a", 1));
+    engine.step(100, 0, 0);
+    assert_eq!(engine.health_ports()[&name("a")].local_endpoints, 2, "the Service has no IPv6 any more");
     engine.change(Change::Service(name("a"), None));
     engine.step(100, 0, 0);
     assert!(engine.health_ports().is_empty());

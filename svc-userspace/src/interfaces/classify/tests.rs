@@ -169,7 +169,8 @@ fn a_port_knows_its_bridge_and_a_tunnel_its_missing_header() {
     let specs = classify(&inventory, &options(&[], &[]));
     assert_eq!(specs[&4].entry.bridge_mac, [2, 0, 0, 0, 0, 7]);
     assert_eq!(specs[&4].entry.flags, INTERFACE_BRIDGE_PORT);
-    assert_eq!(specs[&3].entry, Interface { scope: Scope::Inside as u8, ..Interface::default() });
+    let bridge = Interface { scope: Scope::Inside as u8, flags: INTERFACE_BRIDGE, ..Interface::default() };
+    assert_eq!(specs[&3].entry, bridge);
     assert_eq!((specs[&3].link, specs[&5].link), (LinkLayer::Ethernet, LinkLayer::None));
 }
 

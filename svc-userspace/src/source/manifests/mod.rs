@@ -85,6 +85,26 @@ pub async fn run(dir: PathBuf, options: SourceOptions, changes: mpsc::Sender<Cha
     }
 }
 
+/// A directory that exists in memory only: the same reading and comparing without files, for what makes its manifests up.
+pub struct InMemory(Store);
+
+impl InMemory {
+    /// An empty directory.
+    pub fn new(options: SourceOptions) -> Self {
+        Self(Store::new(PathBuf::from("/"), options))
+    }
+
+    /// Writes a file; its name says whether it is JSON or YAML. Returns what changed.
+    pub fn write(&mut self, name: &str, text: &str) -> Vec<Change> {
+        self.0.put(name.as_ref(), Some(text))
+    }
+
+    /// Removes a file. Returns what changed.
+    pub fn remove(&mut self, name: &str) -> Vec<Change> {
+        self.0.put(name.as_ref(), None)
+    }
+}
+
 /// Scans without holding up the runtime.
 async fn scan(mut store: Store, dirty: Dirty) -> (Store, std::io::Result<Vec<Change>>) {
     let task = tokio::task::spawn_blocking(move || {

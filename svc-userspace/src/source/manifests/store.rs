@@ -135,13 +135,7 @@ impl Store {
             Ok(Content::Other) => return,
             Ok(Content::Text(stamp, text)) => {
                 file.stamp = Some(stamp);
-                let json = path.extension().is_some_and(|extension| extension == "json");
-                match parse::objects(&text, json) {
-                    Ok(found) => self.take(&path, found, &mut file),
-                    Err(Broken { place, message }) => {
-                        file.problems = vec![unreadable(&path, place.to_string(), &message)];
-                    }
-                }
+                self.understand(&path, &text, &mut file);
             }
             // Gone between the look into the directory and the look at the file.
             Err(error) if error.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(&path).is_err() => return,
@@ -151,6 +145,25 @@ impl Store {
             }
         }
         self.files.insert(name.to_owned(), file);
+    }
+
+    /// A file has this text now.
+    fn understand(&mut self, path: &Path, text: &str, file: &mut File) {
+        let json = path.extension().is_some_and(|extension| extension == "json");
+        match parse::objects(text, json) {
+            Ok(found) => self.take(path, found, file),
+            Err(Broken { place, message }) => file.problems = vec![unreadable(path, place.to_string(), &message)],
+        }
+    }
+
+    /// As [`Store::scan`], after a file that is only in memory got this text, or is gone.
+    pub(super) fn put(&mut self, name: &OsStr, text: Option<&str>) -> Vec<Change> {
+        let mut file = self.files.remove(name).unwrap_or_default();
+        if let Some(text) = text {
+            self.understand(&self.dir.join(name), text, &mut file);
+            self.files.insert(name.to_owned(), file);
+        }
+        self.difference()
     }
 
     /// Replaces the objects of a file by what was found in it.

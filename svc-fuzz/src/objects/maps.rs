@@ -1,0 +1,301 @@
+//! A model of the maps that holds after every single operation what a reader in the kernel relies on.
+//!
+//! Panics where an operation leaves something dangling, takes an id or a slot that still rests, or changes what is in use.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+};
+
+use ipnet::IpNet;
+use svc_common::{BackendState, Frontend, ServiceName, SlotRange};
+use svc_userspace::{
+    agent::engine,
+    tables::{BackendValue, Capacity, FrontendAddress, Observed, Op, REST_MS, SLOT_REST_MS},
+};
+
+/// The maps, when what was released, and how many more writes are to fail.
+#[derive(Debug)]
+pub(super) struct Maps {
+    capacity: Capacity,
+    services: BTreeMap<u32, Box<ServiceName>>,
+    backends: BTreeMap<u32, BackendValue>,
+    frontends: BTreeMap<FrontendAddress, Frontend>,
+    sources: BTreeSet<(u32, IpNet)>,
+    vips: BTreeMap<IpAddr, u32>,
+    targets: BTreeMap<u32, u64>,
+    /// `None`: never written.
+    slots: Vec<Option<u32>>,
+    services_until: BTreeMap<u32, u64>,
+    backends_until: BTreeMap<u32, u64>,
+    ranges_until: Vec<(SlotRange, u64)>,
+    /// The clock, milliseconds.
+    pub(super) now: u64,
+    /// So many operations succeed, then one fails; `None`: all succeed.
+    pub(super) fail_after: Option<u32>,
+    /// A write has failed: what comes after it may find no room, because what makes room waits.
+    has_failed: bool,
+}
+
+/// What clients notice of a frontend, without ids and offsets: whose it is, flags, affinity, and the backends of both
+/// ranges in the order of their slots.
+pub(super) type View = BTreeMap<FrontendAddress, (String, u32, u32, [Vec<SocketAddr>; 2])>;
+
+impl Maps {
+    /// Empty maps.
+    pub(super) fn new(capacity: Capacity) -> Self {
+        Self {
+            capacity,
+            services: BTreeMap::new(),
+            backends: BTreeMap::new(),
+            frontends: BTreeMap::new(),
+            sources: BTreeSet::new(),
+            vips: BTreeMap::new(),
+            targets: BTreeMap::new(),
+            slots: vec![None; capacity.slots as usize],
+            services_until: BTreeMap::new(),
+            backends_until: BTreeMap::new(),
+            ranges_until: Vec::new(),
+            now: 0,
+            fail_after: None,
+            has_failed: false,
+        }
+    }
+
+    /// Distinct non-empty ranges, with the service that uses each.
+    fn ranges(&self) -> BTreeSet<(u32, u32, u32)> {
+        let both = self.frontends.values().flat_map(|f| [f.inside, f.outside].map(|r| (r.offset, r.len, f.service)));
+        both.filter(|range| range.1 > 0).collect()
+    }
+
+    fn slots(&self, range: SlotRange) -> &[Option<u32>] {
+        let (from, to) = (range.offset as usize, range.offset as usize + range.len as usize);
+        self.slots.get(from..to).unwrap_or_else(|| panic!("{range:?} is beyond the end of SLOTS"))
+    }
+
+    fn carry_out(&mut self, op: &Op) {
+        let now = self.now;
+        match op.clone() {
+            Op::SetService(id, name) => {
+                assert!((1..self.capacity.services).contains(&id), "service id {id}");
+                let is_same = self.services.get(&id) == Some(&name);
+                let rests = self.services_until.get(&id).is_some_and(|until| now < *until);
+                assert!(is_same || !rests, "service id {id} still rests");
+                assert!(is_same || !self.frontends.values().any(|f| f.service == id), "service id {id} is in use");
+                self.services.insert(id, name);
+            }
+            Op::RemoveService(id) => {
+                assert!(!self.frontends.values().any(|f| f.service == id), "a frontend names service {id}");
+                if self.services.remove(&id).is_some() {
+                    self.services_until.insert(id, now + REST_MS);
+                }
+            }
+            Op::SetBackend(id, value) => self.set_backend(id, value),
+            Op::WriteSlots(offset, ids) => self.write_slots(offset, &ids),
+            Op::SetFrontend(address, value) => {
+                self.check_frontend(&address, &value);
+                let before = self.ranges();
+                self.frontends.insert(address, value);
+                self.rest(&before);
+            }
+            Op::RemoveFrontend(address) => {
+                let before = self.ranges();
+                self.frontends.remove(&address);
+                self.rest(&before);
+            }
+            Op::SetSource(service, range) => {
+                assert!(self.services.contains_key(&service), "a range of service {service}, which has no name");
+                self.sources.insert((service, range));
+            }
+            Op::RemoveSource(service, range) => drop(self.sources.remove(&(service, range))),
+            Op::SetVip(address, flags) => {
+                let is_served = self.frontends.keys().any(|frontend| frontend.address.ip() == address);
+                assert!(is_served || self.has_failed, "{address} is a VIP and no frontend");
+                self.vips.insert(address, flags);
+            }
+            Op::RemoveVip(address) => drop(self.vips.remove(&address)),
+            Op::WriteTargets(word, bits) => {
+                self.targets.insert(word, bits);
+                self.targets.retain(|_, bits| *bits != 0);
+            }
+        }
+    }
+
+    /// Whether the kernel would refuse the operation for want of room.
+    fn is_full_for(&self, op: &Op) -> bool {
+        let Op::SetFrontend(address, _) = op else { return false };
+        let is_v4 = address.address.is_ipv4();
+        let capacity = if is_v4 { self.capacity.frontends_v4 } else { self.capacity.frontends_v6 };
+        let used = self.frontends.keys().filter(|other| other.address.is_ipv4() == is_v4).count();
+        used >= capacity as usize && !self.frontends.contains_key(address)
+    }
+
+    /// Ranges that nobody names any more rest from now on.
+    fn rest(&mut self, before: &BTreeSet<(u32, u32, u32)>) {
+        let after = self.ranges();
+        let gone = before.difference(&after).map(|(offset, len, _)| SlotRange { offset: *offset, len: *len });
+        let until = self.now + SLOT_REST_MS;
+        self.ranges_until.extend(gone.map(|range| (range, until)));
+    }
+
+    fn set_backend(&mut self, id: u32, value: BackendValue) {
+        assert!((1..self.capacity.backends).contains(&id), "backend id {id}");
+        let named = |service: Option<u32>| {
+            let ranges = self.ranges();
+            ranges.into_iter().any(|(offset, len, owner)| {
+                service.is_none_or(|service| owner != service)
+                    && self.slots(SlotRange { offset, len }).contains(&Some(id))
+            })
+        };
+        match self.backends.get(&id) {
+            Some(old) if old.generation != value.generation => {
+                assert!(value.generation > old.generation, "the generation of backend {id} went back");
+                assert_eq!(old.state, BackendState::Gone, "live backend {id} was given again");
+                let rests = self.backends_until.get(&id).is_some_and(|until| self.now < *until);
+                assert!(!rests, "backend id {id} still rests");
+            }
+            Some(old) if old.state != BackendState::Gone => {
+                assert_eq!(old.address, value.address, "backend {id} moved within its generation");
+            }
+            _ => {}
+        }
+        if value.state == BackendState::Gone {
+            assert!(!named(None), "backend {id} is gone, and slots name it");
+            if self.backends.get(&id).is_none_or(|old| old.state != BackendState::Gone) {
+                self.backends_until.insert(id, self.now + REST_MS);
+            }
+        } else {
+            assert!(!named(Some(value.service)), "slots of another Service name backend {id}");
+        }
+        self.backends.insert(id, value);
+    }
+
+    fn write_slots(&mut self, offset: u32, ids: &[u32]) {
+        let written = offset..offset + ids.len() as u32;
+        let overlaps = |offset: u32, len: u32| offset < written.end && written.start < offset + len;
+        let used = self.ranges().into_iter().find(|(offset, len, _)| overlaps(*offset, *len));
+        // What is written again, as after a failure, is no change.
+        let is_same =
+            self.slots(SlotRange { offset, len: ids.len() as u32 }).iter().copied().eq(ids.iter().map(|id| Some(*id)));
+        assert!(is_same || used.is_none(), "slots {written:?} are in use as {used:?}");
+        let now = self.now;
+        self.ranges_until.retain(|(_, until)| now < *until);
+        let rests = self.ranges_until.iter().find(|(range, _)| overlaps(range.offset, range.len));
+        assert!(is_same || rests.is_none(), "slots {written:?} still rest: {rests:?}");
+        for (slot, id) in (offset as usize..).zip(ids) {
+            self.slots[slot] = Some(*id);
+        }
+    }
+
+    fn check_frontend(&self, address: &FrontendAddress, value: &Frontend) {
+        let name = self.services.get(&value.service);
+        let name = name.unwrap_or_else(|| panic!("{address:?} names service {}, which is none", value.service));
+        assert_eq!(name.protocol, address.protocol.number(), "{address:?} is of another protocol than its service");
+        assert_eq!(name.version == 4, address.address.is_ipv4(), "{address:?} is of another family than its service");
+        for range in [value.inside, value.outside] {
+            for id in self.slots(range).iter().collect::<BTreeSet<_>>() {
+                let id = id.unwrap_or_else(|| panic!("{address:?} names slots that were never written: {range:?}"));
+                let backend = self.backends.get(&id).unwrap_or_else(|| panic!("{address:?} leads to no backend {id}"));
+                assert_ne!(backend.state, BackendState::Gone, "{address:?} leads to backend {id}, which is gone");
+                assert_eq!(backend.service, value.service, "{address:?} leads to backend {id} of another service");
+                assert_eq!(backend.address.is_ipv4(), address.address.is_ipv4(), "{address:?} changes the family");
+            }
+        }
+    }
+
+    /// Checks everything, as [`engine::Maps::apply`] checks what each operation concerns.
+    pub(super) fn check(&self) {
+        for (address, value) in &self.frontends {
+            self.check_frontend(address, value);
+        }
+    }
+
+    /// What clients notice.
+    pub(super) fn view(&self) -> View {
+        let addresses = |range| {
+            let ids = self.slots(range).iter().flatten();
+            ids.map(|id| self.backends[id].address).collect()
+        };
+        let entry = |f: &Frontend| {
+            (
+                title(&self.services[&f.service]),
+                f.flags,
+                f.affinity_seconds,
+                [addresses(f.inside), addresses(f.outside)],
+            )
+        };
+        self.frontends.iter().map(|(address, frontend)| (*address, entry(frontend))).collect()
+    }
+
+    /// Backends that are not gone: of which service, address, state, local.
+    pub(super) fn live(&self) -> BTreeSet<(String, SocketAddr, u8, bool)> {
+        let live = self.backends.values().filter(|backend| backend.state != BackendState::Gone);
+        live.map(|b| (title(&self.services[&b.service]), b.address, b.state as u8, b.local)).collect()
+    }
+
+    /// True if nothing is in them but backends that are gone.
+    pub(super) fn is_empty(&self) -> bool {
+        self.services.is_empty()
+            && self.frontends.is_empty()
+            && self.sources.is_empty()
+            && self.vips.is_empty()
+            && self.targets.is_empty()
+            && self.live().is_empty()
+    }
+
+    /// What another agent finds, which knows of no rest but that of backends it sees.
+    pub(super) fn observed(&mut self) -> Observed {
+        self.services_until.clear();
+        self.ranges_until.clear();
+        let distinct: BTreeSet<(u32, u32)> = self.ranges().into_iter().map(|(offset, len, _)| (offset, len)).collect();
+        Observed {
+            services: self.services.iter().map(|(id, name)| (*id, name.clone())).collect(),
+            backends: self.backends.iter().map(|(id, value)| (*id, value.clone())).collect(),
+            frontends: self.frontends.iter().map(|(address, value)| (*address, *value)).collect(),
+            slots: distinct
+                .into_iter()
+                .map(|(offset, len)| {
+                    (offset, self.slots(SlotRange { offset, len }).iter().flatten().copied().collect())
+                })
+                .collect(),
+            sources: self.sources.iter().copied().collect(),
+            vips: self.vips.iter().map(|(address, flags)| (*address, *flags)).collect(),
+            targets: self.targets.iter().map(|(word, bits)| (*word, *bits)).collect(),
+        }
+    }
+}
+
+/// Everything a name in SERVICES says.
+fn title(name: &ServiceName) -> String {
+    let ServiceName { namespace, name, port_name, port, protocol, version } = name;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned();
+    format!("{}/{} {} {port}/{protocol} IPv{version}", text(namespace), text(name), text(port_name))
+}
+
+impl engine::Maps for Maps {
+    type Error = &'static str;
+
+    fn apply(&mut self, ops: &[Op]) -> Result<(), (usize, Self::Error)> {
+        for (index, op) in ops.iter().enumerate() {
+            match &mut self.fail_after {
+                Some(0) => {
+                    self.fail_after = None;
+                    self.has_failed = true;
+                    return Err((index, "asked to fail"));
+                }
+                Some(left) => *left -= 1,
+                None => {}
+            }
+            if self.is_full_for(op) {
+                assert!(self.has_failed, "{op:?} does not fit");
+                return Err((index, "the map is full"));
+            }
+            self.carry_out(op);
+        }
+        Ok(())
+    }
+
+    fn set_synced(&mut self) -> Result<(), Self::Error> {
+        Ok(())
+    }
+}

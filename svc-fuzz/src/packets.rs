@@ -1,0 +1,145 @@
+//! Runs cases through the packet path on the host and judges every packet.
+//!
+//! Beside what `judge` says of single packets: a packet that opens a flow changes no other flow's translation, and the
+//! answer to it comes from the address that the client had asked for.
+
+use std::net::{IpAddr, SocketAddr};
+
+use svc_common::{Flow, FlowKey, Hook};
+use svc_ebpf::{Verdict, host::HostTables};
+
+use crate::{
+    case::{Case, Event, Last},
+    craft::{ACK, answer},
+    judge::{Circumstances, answered, passed, refused},
+    wire::{Position, SCTP, TCP, UDP, dissect, network, word},
+    world::{BRIDGE, MARK, Outcome, Packet, Plan, World},
+};
+
+/// How much of a case met something: what a generator of cases is worth.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Met {
+    /// Packets whose bytes changed.
+    pub translated: u32,
+    /// Packets dropped.
+    pub dropped: u32,
+    /// Packets refused.
+    pub refused: u32,
+    /// Echo requests answered.
+    pub answered: u32,
+    /// Flows opened.
+    pub opened: u32,
+}
+
+/// Runs a case and panics where the packet path does what it must not.
+pub fn run(case: &Case) -> Met {
+    let mut world = World::new(&case.setting);
+    let mut last = Last::default();
+    let mut met = Met::default();
+    for event in &case.events {
+        if let Event::Change(change) = event {
+            world.apply(*change);
+            continue;
+        }
+        let Some(packet) = last.packet(event).filter(|packet| world.can_carry(packet)) else { continue };
+        let before = world.clone();
+        let outcome = world.run(&packet);
+        judge(&packet, &outcome, &before, &world);
+        match outcome.verdict {
+            Verdict::Pass => met.translated += u32::from(outcome.bytes != packet.bytes),
+            Verdict::Drop(_) => met.dropped += 1,
+            Verdict::Refuse(_) => met.refused += 1,
+            Verdict::Answer => met.answered += 1,
+        }
+        met.opened += u32::from(opened(&packet, &outcome, &before, &world));
+        if outcome.verdict == Verdict::Pass {
+            last.remember(&packet, &outcome);
+        }
+    }
+    met
+}
+
+fn judge(packet: &Packet, outcome: &Outcome, before: &World, after: &World) {
+    match outcome.verdict {
+        Verdict::Pass => {
+            let interface = before.v4.interface;
+            let bridge = (interface.flags != 0).then_some(BRIDGE);
+            let circumstances = Circumstances { egress: packet.egress, has_link: !packet.bare, bridge };
+            passed(&packet.bytes, &outcome.bytes, circumstances);
+        }
+        // What is dropped may be half rewritten.
+        Verdict::Drop(_) => {}
+        Verdict::Refuse(_) => refused(&packet.bytes, &outcome.bytes, !packet.bare),
+        Verdict::Answer => answered(&packet.bytes, &outcome.bytes, !packet.bare),
+    }
+    assert!(outcome.mark == 0 || outcome.mark == MARK && !packet.egress, "mark {:#x}", outcome.mark);
+    if opened(packet, outcome, before, after) {
+        keeps_others(&before.v4, &after.v4, packet, outcome);
+        keeps_others(&before.v6, &after.v6, packet, outcome);
+        is_answered(packet, outcome, after);
+    }
+}
+
+/// Whether the packet made a flow that was not there.
+fn opened(packet: &Packet, outcome: &Outcome, before: &World, after: &World) -> bool {
+    let grew = after.v4.flows.len() + after.v6.flows.len() > before.v4.flows.len() + before.v6.flows.len();
+    !packet.egress && outcome.verdict == Verdict::Pass && outcome.bytes != packet.bytes && grew
+}
+
+/// Source and destination of a packet that has ports.
+fn ends(bytes: &[u8], has_link: bool) -> Option<(SocketAddr, SocketAddr)> {
+    let layout = dissect(bytes, network(bytes, has_link)?)?;
+    if layout.position == Position::Later || !matches!(layout.protocol, TCP | UDP | SCTP) {
+        return None;
+    }
+    let address = |range: std::ops::Range<usize>| -> Option<IpAddr> {
+        let bytes = bytes.get(range)?;
+        let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+        v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
+    };
+    let port = layout.payload.start;
+    Some((
+        SocketAddr::new(address(layout.source)?, word(bytes, port)?),
+        SocketAddr::new(address(layout.destination)?, word(bytes, port + 2)?),
+    ))
+}
+
+fn is_answered(packet: &Packet, outcome: &Outcome, world: &World) {
+    let Some((client, asked)) = ends(&packet.bytes, !packet.bare) else { return };
+    let at = network(&outcome.bytes, !packet.bare).unwrap_or_default();
+    let (link, ip) = outcome.bytes.split_at(at);
+    let Some(answer) = answer(ip, ACK) else { return };
+    let answer = Packet { egress: true, bare: packet.bare, bytes: [link, &answer].concat() };
+    let answered = world.clone().run(&answer);
+    let ends = ends(&answered.bytes, !packet.bare);
+    assert_eq!(ends, Some((asked, client)), "the answer to a packet that opened a flow");
+}
+
+/// Flows other than the packet's own are translated as they were.
+fn keeps_others<A: Plan>(before: &HostTables<A>, after: &HostTables<A>, packet: &Packet, outcome: &Outcome) {
+    let Some(own) = ends(&packet.bytes, !packet.bare) else { return };
+    for (key, flow) in &before.flows {
+        let is_own = key.hook == Hook::Ingress as u8 && own == key_ends(key);
+        if is_own {
+            continue;
+        }
+        let rewrite = |flow: &Flow<A>| (flow.address, flow.port, flow.peer_port);
+        let now = after.flows.get(key).map(rewrite);
+        assert_eq!(
+            now,
+            Some(rewrite(flow)),
+            "{own:?} became {:?} and took {key:?}",
+            ends(&outcome.bytes, !packet.bare)
+        );
+    }
+}
+
+fn key_ends<A: Plan>(key: &FlowKey<A>) -> (SocketAddr, SocketAddr) {
+    let address = |address: &A| {
+        let bytes = bytemuck::bytes_of(address);
+        let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+        v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).unwrap_or(IpAddr::from([0; 4]))
+    };
+    let at = |ip: &A, port| SocketAddr::new(address(ip), port);
+    (at(&key.source, key.source_port), at(&key.destination, key.destination_port))
+}

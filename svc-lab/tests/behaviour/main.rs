@@ -1,0 +1,15 @@
+//! What a Service does, row by row of `docs/behaviour.md`: real agents, real packets. Each file has the rows of one topic.
+
+mod adoption;
+mod doors;
+mod feed;
+mod health;
+mod kinds;
+mod maps;
+mod node_ports;
+mod objects;
+mod offloads;
+mod ports;
+mod shop;
+mod slices;
+mod table;
