@@ -54,7 +54,7 @@ fn connect_us(outcome: &Outcome) -> f64 {
 const TESTS: &[Test] = &[
     Test {
         way: Way::Datagrams,
-        count: 400_000,
+        count: 200_000,
         figures: &[
             Figure { name: "established UDP: packets/s", of: rate, digits: 0 },
             Figure { name: "established UDP: CPU ns/packet", of: cpu_ns, digits: 0 },
@@ -62,12 +62,12 @@ const TESTS: &[Test] = &[
     },
     Test {
         way: Way::Answered,
-        count: 150_000,
+        count: 60_000,
         figures: &[Figure { name: "established UDP, answered: CPU ns/exchange", of: cpu_ns, digits: 0 }],
     },
     Test {
         way: Way::Flows,
-        count: 100_000,
+        count: 60_000,
         figures: &[
             Figure { name: "each packet a new UDP flow: packets/s", of: rate, digits: 0 },
             Figure { name: "each packet a new UDP flow: CPU ns/packet", of: cpu_ns, digits: 0 },
@@ -75,12 +75,12 @@ const TESTS: &[Test] = &[
     },
     Test {
         way: Way::Sockets,
-        count: 60_000,
+        count: 30_000,
         figures: &[Figure { name: "each packet a new UDP socket: CPU ns/packet", of: cpu_ns, digits: 0 }],
     },
     Test {
         way: Way::Connections,
-        count: 16_000,
+        count: 8_000,
         figures: &[
             Figure { name: "TCP, 32 open: connections/s", of: rate, digits: 0 },
             Figure { name: "TCP, 32 open: CPU µs/connection", of: cpu_us, digits: 1 },
@@ -88,7 +88,7 @@ const TESTS: &[Test] = &[
     },
     Test {
         way: Way::Connect,
-        count: 3_000,
+        count: 2_000,
         figures: &[Figure { name: "TCP, 1 open: connect p50, µs", of: connect_us, digits: 1 }],
     },
 ];
