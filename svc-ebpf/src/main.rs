@@ -1,7 +1,7 @@
 //! The BPF programs: thin shells around the pure logic of this crate's library.
 //!
 //! Built for `bpfel-unknown-none` by `cargo xtask ebpf`; for the host there is nothing to build.
-#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
 mod bpf;

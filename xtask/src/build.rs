@@ -29,7 +29,7 @@ pub(crate) struct Binaries {
 
 /// Builds everything and returns where the binaries are.
 pub(crate) fn run(options: &Options) -> Result<Binaries> {
-    ebpf::run()?;
+    ebpf::run(&ebpf::Options::default())?;
     host(options)
 }
 

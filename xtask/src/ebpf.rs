@@ -13,6 +13,14 @@ use crate::{
 
 const TARGET: &str = "bpfel-unknown-none";
 
+/// What to build.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct Options {
+    /// With log lines (aya-log) for packets that are dropped although none should be, into .build/ebpf/svc-log.o
+    #[arg(long)]
+    pub(crate) log: bool,
+}
+
 /// Flags for rustc, one each.
 fn rust_flags() -> Vec<String> {
     vec![
@@ -27,33 +35,39 @@ fn rust_flags() -> Vec<String> {
     ]
 }
 
-/// An object that is built from svc-ebpf: its binary, and the feature that the binary needs.
+/// An object that is built from svc-ebpf.
 struct Object {
     binary: &'static str,
-    feature: &'static str,
+    /// Separated by commas.
+    features: &'static str,
     what: &'static str,
+    path: PathBuf,
 }
 
 /// Builds the kernel object and returns where it is.
-pub(crate) fn run() -> Result<PathBuf> {
-    build(&Object { binary: "svc", feature: "kernel", what: "the kernel object" }, workspace::kernel_object())
+pub(crate) fn run(options: &Options) -> Result<PathBuf> {
+    let (features, what, path) = match options.log {
+        false => ("kernel", "the kernel object", workspace::kernel_object()),
+        true => ("kernel,log", "the kernel object with log lines", workspace::kernel_object_with_log()),
+    };
+    build(Object { binary: "svc", features, what, path })
 }
 
 /// Builds the benchmark's programs and returns where they are.
 pub(crate) fn bench() -> Result<PathBuf> {
     let path = workspace::build_directory().join("ebpf").join("bench.o");
-    build(&Object { binary: "bench", feature: "bench", what: "the benchmark's programs" }, path)
+    build(Object { binary: "bench", features: "bench", what: "the benchmark's programs", path })
 }
 
-fn build(what: &Object, object: PathBuf) -> Result<PathBuf> {
-    let Object { binary, feature, what } = what;
+fn build(object: Object) -> Result<PathBuf> {
+    let Object { binary, features, what, path: object } = object;
     let tools = setup::build_tools()?;
     step(format!("building {what}"));
     let target_directory = workspace::build_directory().join("ebpf-target");
     let mut command = cargo(tools.toolchain.cargo());
     command
         .current_dir(workspace::root())
-        .args(["build", "--quiet", "--release", "--package", "svc-ebpf", "--features", feature, "--bin", binary])
+        .args(["build", "--quiet", "--release", "--package", "svc-ebpf", "--features", features, "--bin", binary])
         .args(["--target", TARGET, "-Z", "build-std=core", "--target-dir"])
         .arg(&target_directory)
         .env("RUSTC", tools.toolchain.rustc())

@@ -33,7 +33,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         ("unshare", "util-linux"),
         ("chroot", "coreutils"),
     ])?;
-    ebpf::run()?;
+    ebpf::run(&ebpf::Options::default())?;
     let binary = static_binary()?;
 
     step(format!("building the image {}", options.tag));

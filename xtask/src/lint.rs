@@ -3,7 +3,8 @@
 use anyhow::{Context, Result};
 
 use crate::{
-    process::{find_program, host_cargo, note, run as run_command, step},
+    deny,
+    process::{host_cargo, run as run_command, step},
     workspace,
 };
 
@@ -18,10 +19,5 @@ pub(crate) fn run() -> Result<()> {
     run_command(&mut cargo(&["fmt", "--all", "--check"])).context("`cargo fmt` puts it right")?;
     step("cargo clippy");
     run_command(&mut cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
-    step("cargo deny");
-    if find_program("cargo-deny").is_none() {
-        note("left out: cargo-deny is not installed (`cargo install cargo-deny`)");
-        return Ok(());
-    }
-    run_command(&mut cargo(&["deny", "--log-level", "error", "check"]))
+    deny::run_if_here()
 }

@@ -8,6 +8,7 @@
 mod bench;
 mod build;
 mod demo;
+mod deny;
 mod ebpf;
 mod fuzz;
 mod image;
@@ -38,7 +39,7 @@ enum Command {
     /// Install what building and testing need, and is missing; the second time it only looks
     Setup,
     /// Build the kernel object into .build/ebpf/svc.o
-    Ebpf,
+    Ebpf(ebpf::Options),
     /// Build the kernel object, the agent (svc) and the lab (svc-lab)
     Build(build::Options),
     /// Show the main job on this machine: a small cluster of network namespaces, and requests along every path (root)
@@ -49,8 +50,10 @@ enum Command {
     Fuzz(fuzz::Options),
     /// Measure packets in the loaded programs and in the lab beside kube-proxy's way, and print one table (root)
     Bench(bench::Options),
-    /// Check formatting, lints, licences and advisories
+    /// Check formatting and lints; licences and advisories as well where cargo-deny is here already
     Lint,
+    /// Check licences, sources and advisories of all dependencies; builds cargo-deny first where it is missing
+    Deny,
     /// Boot another kernel in a virtual machine and run the agent there
     Vm(vm::Options),
     /// Build the container image and leave it as an OCI archive in .build/
@@ -60,13 +63,14 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Setup => setup::run(),
-        Command::Ebpf => ebpf::run().map(|_| ()),
+        Command::Ebpf(options) => ebpf::run(&options).map(|_| ()),
         Command::Build(options) => build::run(&options).map(|_| ()),
         Command::Demo(options) => demo::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Fuzz(options) => fuzz::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Lint => lint::run(),
+        Command::Deny => deny::run(),
         Command::Vm(options) => vm::run(&options),
         Command::Image(options) => image::run(&options),
     };

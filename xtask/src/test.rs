@@ -14,7 +14,7 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use crate::{
     build, ebpf,
     process::{check, host_cargo, is_root, note, run as run_command, step, watch},
-    setup, workspace,
+    setup, vm, workspace,
 };
 
 /// What to run.
@@ -67,7 +67,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     let start = Instant::now();
     setup::run_tools()?;
-    let object = ebpf::run()?;
+    let with_log = ebpf::run(&ebpf::Options { log: true })?;
+    let object = ebpf::run(&ebpf::Options::default())?;
     raise_limits()?;
 
     let svc = match &options.package {
@@ -76,7 +77,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         // Built with the tests: building it apart would compile what they share twice, with other features.
         None => workspace::target_directory().join("debug").join("svc"),
     };
-    let environment = TestEnvironment { object, svc };
+    let environment = TestEnvironment { object, with_log, svc };
     let mut tally = Tally::default();
     let result = cargo_test(options, &environment, &mut tally);
 
@@ -91,12 +92,17 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if tally.passed == 0 {
         bail!("no test ran: check --filter and --package");
     }
+    if options.package.is_none() && options.filter.is_none() {
+        let lab = environment.svc.with_file_name("svc-lab");
+        vm::boot(&build::Binaries { svc: environment.svc, lab }, &vm::Options::default())?;
+    }
     Ok(())
 }
 
 /// What a test program finds in its environment.
 struct TestEnvironment {
     object: PathBuf,
+    with_log: PathBuf,
     svc: PathBuf,
 }
 
@@ -129,14 +135,16 @@ fn cargo_test(options: &Options, environment: &TestEnvironment, tally: &mut Tall
     })
 }
 
-/// Cargo's setting that starts test programs with SVC_EBPF_OBJECT set.
+/// Cargo's setting that starts test programs with SVC_EBPF_OBJECT and SVC_EBPF_LOG_OBJECT set.
 ///
-/// Set for cargo itself, the variable would reach the agent's build script and have the agent rebuilt whenever this
+/// Set for cargo itself, the first would reach the agent's build script and have the agent rebuilt whenever this
 /// command and a plain `cargo build` take turns.
 fn runner(environment: &TestEnvironment) -> Result<String> {
     let host = host_triple()?;
-    let object = toml_string(&format!("SVC_EBPF_OBJECT={}", display(&environment.object)?));
-    Ok(format!("target.{host}.runner=[\"env\",{object}]"))
+    let variable = |name: &str, path: &Path| Ok::<_, anyhow::Error>(toml_string(&format!("{name}={}", display(path)?)));
+    let object = variable("SVC_EBPF_OBJECT", &environment.object)?;
+    let with_log = variable("SVC_EBPF_LOG_OBJECT", &environment.with_log)?;
+    Ok(format!("target.{host}.runner=[\"env\",{object},{with_log}]"))
 }
 
 fn display(path: &Path) -> Result<&str> {

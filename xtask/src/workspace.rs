@@ -23,6 +23,11 @@ pub(crate) fn kernel_object() -> PathBuf {
     build_directory().join("ebpf").join("svc.o")
 }
 
+/// The kernel object that logs: for debugging, and never embedded unless somebody asks for it.
+pub(crate) fn kernel_object_with_log() -> PathBuf {
+    build_directory().join("ebpf").join("svc-log.o")
+}
+
 /// Where tools are kept that setup builds: shared by all checkouts of this user, so that a fresh clone is quick.
 ///
 /// `$SVC_TOOLS`, else `$XDG_CACHE_HOME/svc`, else `~/.cache/svc`, else the checkout's `.build/tools`.

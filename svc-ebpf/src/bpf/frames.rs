@@ -62,6 +62,23 @@ impl SkbFrame {
     }
 }
 
+/// `offset`, if it is within [`MAX_READ`], with bounds that the verifier cannot lose.
+///
+/// Before Linux 6.8 it forgets of a number without bounds that LLVM moves to the stack that it is compared afterwards ("math
+/// between pkt pointer and register with unbounded min value is not allowed"). The mask changes nothing and gives it bounds; in
+/// Rust, LLVM would see that it changes nothing and leave it out.
+#[inline(always)]
+fn bounded(mut offset: usize) -> Option<usize> {
+    if offset > MAX_READ {
+        return None;
+    }
+    // SAFETY: one instruction on a register.
+    unsafe {
+        core::arch::asm!("{0} &= {mask}", inout(reg) offset, mask = const MAX_READ, options(pure, nomem, nostack));
+    }
+    Some(offset)
+}
+
 /// A global function: the verifier walks it once, by its signature, and not at each of its calls.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -80,7 +97,7 @@ impl Frame for SkbFrame {
     #[inline(always)]
     fn require(&mut self, len: usize) -> bool {
         let (start, end) = self.bounds();
-        if len <= MAX_READ && start + len <= end {
+        if bounded(len).is_some_and(|len| start + len <= end) {
             return true;
         }
         // SAFETY: a helper call with a valid context; it may move the packet, and pointers into it are never kept.
@@ -89,9 +106,7 @@ impl Frame for SkbFrame {
 
     #[inline(always)]
     fn get<T: Pod>(&self, offset: usize) -> Option<T> {
-        if offset > MAX_READ {
-            return None;
-        }
+        let offset = bounded(offset)?;
         let (start, end) = self.bounds();
         let at = start + offset;
         if at + size_of::<T>() > end {

@@ -106,8 +106,15 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         service_cidrs: options.service_cidrs.clone(),
         attach: AttachMode::Auto,
     };
-    let (dataplane, observed) =
+    let (mut dataplane, observed) =
         Dataplane::start_with_object(&wanted, kernel::object::object()).context("cannot start the dataplane")?;
+    if let Some(log) = dataplane.take_log() {
+        tokio::spawn(async move {
+            if let Err(error) = log.pass_on().await {
+                tracing::warn!(%error, "the log of the programs is not passed on any more");
+            }
+        });
+    }
     masquerade::install(MASQUERADE_MARK).context("cannot install the masquerade rule")?;
     warn_about_lacks(&options);
     tracing::info!(

@@ -13,6 +13,7 @@ use aya::{EbpfLoader, programs::Program};
 use super::{
     Options,
     error::{KernelError, chain},
+    log::ProgramLog,
     pins::{Layout, MapShape, adopt_or_remove},
     sys,
 };
@@ -55,8 +56,16 @@ pub(super) const MAPS: [&str; 28] = [
 /// The loaded programs by name.
 pub(super) type Programs = BTreeMap<&'static str, OwnedFd>;
 
-/// Loads the object and pins its maps and programs. Returns the programs, and whether maps were adopted.
-pub(super) fn load(object: &[u8], layout: &Layout, options: &Options) -> Result<(Programs, bool), KernelError> {
+/// What was loaded.
+pub(super) struct Loaded {
+    pub(super) programs: Programs,
+    /// Maps were there and were adopted.
+    pub(super) adopted: bool,
+    pub(super) log: Option<ProgramLog>,
+}
+
+/// Loads the object and pins its maps and programs.
+pub(super) fn load(object: &[u8], layout: &Layout, options: &Options) -> Result<Loaded, KernelError> {
     if object.is_empty() {
         return Err(KernelError::Object("none is embedded in this binary".to_owned()));
     }
@@ -99,7 +108,7 @@ pub(super) fn load(object: &[u8], layout: &Layout, options: &Options) -> Result<
         pin_program(layout, name, &fd)?;
         programs.insert(name, fd);
     }
-    Ok((programs, adopted))
+    Ok(Loaded { programs, adopted, log: ProgramLog::of(&mut ebpf) })
 }
 
 /// Pins a program in place of its predecessor: somebody who looks always finds one.

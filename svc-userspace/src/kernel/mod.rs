@@ -21,6 +21,7 @@ mod decode;
 mod error;
 mod links;
 mod load;
+mod log;
 mod maps;
 mod memory;
 pub mod object;
@@ -32,6 +33,7 @@ pub mod view;
 
 pub use cleanup::{CleanupReport, cleanup};
 pub use error::{ApplyError, KernelError};
+pub use log::ProgramLog;
 pub use redirects::Redirects;
 
 /// Bit of `skb->mark` that asks for masquerading; see [`crate::masquerade`].
@@ -95,6 +97,7 @@ pub struct Dataplane {
     programs: load::Programs,
     maps: maps::Maps,
     tcx: bool,
+    log: Option<ProgramLog>,
     _lock: pins::Lock,
 }
 
@@ -123,7 +126,7 @@ impl Dataplane {
         let lock = pins::Lock::take(&options.bpffs)?;
         layout.create()?;
 
-        let (programs, adopted) = load::load(object, &layout, options)?;
+        let load::Loaded { programs, adopted, log } = load::load(object, &layout, options)?;
         let mut maps = maps::Maps::open(&layout)?;
         let cookie = sys::netns_cookie().map_err(|error| KernelError::Missing {
             what: "SO_NETNS_COOKIE".to_owned(),
@@ -153,7 +156,7 @@ impl Dataplane {
         let observed = observe::observe(&layout, &maps)?;
         let tcx = options.attach == AttachMode::Auto
             && programs.get("svc_ingress").is_some_and(|program| attach::has_tcx(std::os::fd::AsFd::as_fd(program)));
-        Ok((Self { layout, programs, maps, tcx, _lock: lock }, observed))
+        Ok((Self { layout, programs, maps, tcx, log, _lock: lock }, observed))
     }
 
     /// Applies operations in their order until one fails.
@@ -198,6 +201,11 @@ impl Dataplane {
             self.layout.links()?.iter().filter_map(|(name, _)| attach::parse_pin(name)).map(|(index, _)| index),
         );
         Ok(found.into_iter().collect())
+    }
+
+    /// What the programs log, once, if they were built to.
+    pub fn take_log(&mut self) -> Option<ProgramLog> {
+        self.log.take()
     }
 
     /// True if classifiers are attached by TCX, false if by clsact.
