@@ -28,6 +28,9 @@
 #![cfg_attr(not(any(test, feature = "host")), no_std)]
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "bench")]
+#[path = "bench/plan.rs"]
+pub mod bench;
 pub mod checksum;
 pub mod crc32c;
 pub mod decide;

@@ -1,4 +1,4 @@
-//! Builds the kernel object: package svc-ebpf for the bpf target, with a `core` compiled for it.
+//! Builds the kernel object, and the benchmark's: package svc-ebpf for the bpf target, with a `core` compiled for it.
 //!
 //! cargo is called directly and with a target directory of its own: the flags below must not reach the host's crates.
 
@@ -19,7 +19,7 @@ pub(crate) struct Options {
     /// With log lines (aya-log) for packets that are dropped although none should be, into .build/ebpf/svc-log.o
     #[arg(long)]
     pub(crate) log: bool,
-    /// More features of svc-ebpf, for measuring: array-flows, bench
+    /// More features of svc-ebpf, for measuring: array-flows, wrapper
     #[arg(long, value_name = "NAME", value_delimiter = ',', requires = "output")]
     pub(crate) features: Vec<String>,
     /// Where the object goes instead
@@ -41,21 +41,41 @@ fn rust_flags() -> Vec<String> {
     ]
 }
 
-/// Builds it and returns where it is.
+/// An object that is built from svc-ebpf.
+struct Object {
+    binary: &'static str,
+    /// Separated by commas.
+    features: String,
+    what: &'static str,
+    path: PathBuf,
+}
+
+/// Builds the kernel object and returns where it is.
 pub(crate) fn run(options: &Options) -> Result<PathBuf> {
-    let tools = setup::build_tools()?;
-    let (what, features, object) = match options.log {
-        false => ("building the kernel object", "kernel", workspace::kernel_object()),
-        true => ("building the kernel object with log lines", "kernel,log", workspace::kernel_object_with_log()),
+    let (features, what, path) = match options.log {
+        false => ("kernel", "the kernel object", workspace::kernel_object()),
+        true => ("kernel,log", "the kernel object with log lines", workspace::kernel_object_with_log()),
     };
     let features = options.features.iter().fold(features.to_owned(), |features, more| format!("{features},{more}"));
-    let object = options.output.clone().unwrap_or(object);
-    step(what);
+    let path = options.output.clone().unwrap_or(path);
+    build(Object { binary: "svc", features, what, path })
+}
+
+/// Builds the benchmark's programs and returns where they are.
+pub(crate) fn bench() -> Result<PathBuf> {
+    let path = workspace::build_directory().join("ebpf").join("bench.o");
+    build(Object { binary: "bench", features: "bench".to_owned(), what: "the benchmark's programs", path })
+}
+
+fn build(object: Object) -> Result<PathBuf> {
+    let Object { binary, features, what, path: object } = object;
+    let tools = setup::build_tools()?;
+    step(format!("building {what}"));
     let target_directory = workspace::build_directory().join("ebpf-target");
     let mut command = cargo(tools.toolchain.cargo());
     command
         .current_dir(workspace::root())
-        .args(["build", "--quiet", "--release", "--package", "svc-ebpf", "--features", &features, "--bin", "svc"])
+        .args(["build", "--quiet", "--release", "--package", "svc-ebpf", "--features", &features, "--bin", binary])
         .args(["--target", TARGET, "-Z", "build-std=core", "--target-dir"])
         .arg(&target_directory)
         .env("RUSTC", tools.toolchain.rustc())
@@ -80,9 +100,9 @@ pub(crate) fn run(options: &Options) -> Result<PathBuf> {
     ] {
         command.env(format!("CARGO_PROFILE_RELEASE_{name}"), value);
     }
-    run_command(&mut command).context("the kernel object cannot be built")?;
+    run_command(&mut command).with_context(|| format!("{what} cannot be built"))?;
 
-    let built = target_directory.join(TARGET).join("release").join("svc");
+    let built = target_directory.join(TARGET).join("release").join(binary);
     let bytes = std::fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
     // Written only if it differs: the agent embeds it and would be built again.
     if std::fs::read(&object).is_ok_and(|present| present == bytes) {

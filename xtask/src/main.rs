@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod build;
 mod demo;
 mod deny;
@@ -47,6 +48,8 @@ enum Command {
     Test(test::Options),
     /// Fuzz the packet path and the agent's way from objects to maps (a nightly compiler)
     Fuzz(fuzz::Options),
+    /// Measure packets in the loaded programs and in the lab beside kube-proxy's way, and print one table (root)
+    Bench(bench::Options),
     /// Check formatting and lints; licences and advisories as well where cargo-deny is here already
     Lint,
     /// Check licences, sources and advisories of all dependencies; builds cargo-deny first where it is missing
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Fuzz(options) => fuzz::run(&options),
+        Command::Bench(options) => bench::run(&options),
         Command::Lint => lint::run(),
         Command::Deny => deny::run(),
         Command::Vm(options) => vm::run(&options),

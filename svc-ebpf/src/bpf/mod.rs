@@ -1,7 +1,5 @@
 //! Programs, maps and kernel helpers: everything in this crate that needs `unsafe`.
 
-#[cfg(feature = "bench")]
-mod bench;
 #[cfg(feature = "array-flows")]
 mod flows_array;
 #[cfg(not(feature = "array-flows"))]
@@ -10,3 +8,5 @@ mod frames;
 mod maps;
 mod sock;
 mod tc;
+#[cfg(feature = "wrapper")]
+mod wrapper;

@@ -1,7 +1,7 @@
 //! The flow table beside the LRU hash maps, in one run, by BPF_PROG_TEST_RUN; needs root.
 //!
-//!     cargo xtask ebpf --features bench --output lru.o
-//!     cargo xtask ebpf --features bench,array-flows --output array.o
+//!     cargo xtask ebpf --features wrapper --output lru.o
+//!     cargo xtask ebpf --features wrapper,array-flows --output array.o
 //!     cargo run -p svc-userspace --example flow_table -- costs array.o lru.o
 //!     cargo run -p svc-userspace --example flow_table -- evictions array.o lru.o
 //!     cargo run -p svc-userspace --example flow_table -- stress array.o lru.o
@@ -30,7 +30,7 @@ use svc_ebpf::ip::Ip;
 const BATCHES: usize = 7;
 const ANY: u32 = 0xff_ffff;
 
-/// `Plan` of svc-ebpf/src/bpf/bench.rs.
+/// `Plan` of svc-ebpf/src/bpf/wrapper.rs.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Plan {
@@ -144,7 +144,7 @@ impl Bench {
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
-    Ok(ebpf.program_mut(name).with_context(|| format!("no program {name}: built with `bench`?"))?.try_into()?)
+    Ok(ebpf.program_mut(name).with_context(|| format!("no program {name}: built with `wrapper`?"))?.try_into()?)
 }
 
 fn map<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut aya::maps::Map> {

@@ -1,4 +1,4 @@
-//! A wrapper for measuring (feature `bench`): before each repeat of BPF_PROG_TEST_RUN it writes the packet anew, from the
+//! A wrapper for measuring (feature `wrapper`): before each repeat of BPF_PROG_TEST_RUN it writes the packet anew, from the
 //! next one of a number of sources, and goes on with the program in `BENCH_PROGRAM`.
 
 use aya_ebpf::{
