@@ -81,6 +81,7 @@ fn service(of: &str, port: u8) -> Change {
         cluster_ips: vec![[10, 96, 0, port].into()],
         external_ips: Vec::new(),
         load_balancer_ips: Vec::new(),
+        claim: None,
         source_ranges: Vec::new(),
         ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: port.into(), node_port: None }],
         external_local: true,
