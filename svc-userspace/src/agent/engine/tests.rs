@@ -9,7 +9,7 @@ use crate::{
     metrics::Metrics,
     model::{Change, Endpoint, Family, ObjectName, Protocol, Service, ServicePort, Slice, SlicePort},
     sockets::Gone,
-    tables::{Capacity, FrontendAddress, Observed, Op, Tables},
+    tables::{Capacity, FilterWords, FrontendAddress, Observed, Op, Tables},
 };
 
 /// Maps that count, and fail for frontends of one port.
@@ -45,6 +45,10 @@ impl Maps for Fake {
             }
         }
         Ok(())
+    }
+
+    fn sweep_filter(&mut self, used: FilterWords) -> Result<FilterWords, String> {
+        Ok(used)
     }
 
     fn set_synced(&mut self) -> Result<(), String> {
@@ -235,7 +239,7 @@ fn what_nobody_claims_is_removed_after_the_first_sync() {
                 Op::SetFrontend(address, frontend) => observed.frontends.push((address, frontend)),
                 Op::WriteSlots(offset, slots) => observed.slots.push((offset, slots)),
                 Op::SetVip(address, flags) => observed.vips.push((address, flags)),
-                Op::WriteTargets(word, bits) => observed.targets.push((word, bits)),
+                Op::SetFilter(word, bits) => observed.filter.push((word, bits)),
                 Op::SetSource(..) | Op::RemoveSource(..) | Op::RemoveVip(_) => panic!("port {port}: no such thing"),
                 Op::RemoveService(_) | Op::RemoveFrontend(_) => panic!("port {port}: nothing to remove"),
             }
