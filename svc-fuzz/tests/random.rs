@@ -23,3 +23,15 @@ fn sequences_of_packets() {
 fn objects() {
     random::run("objects", 400, 3000, svc_fuzz::objects);
 }
+
+#[test]
+fn agents_that_end_after_any_of_their_writes() {
+    let (mut histories, mut crashes) = (0, 0);
+    random::run("objects-crashing", 60, 1000, |bytes| {
+        let writes = svc_fuzz::objects::run_crashing(bytes, 150);
+        histories += u32::from(writes > 0);
+        crashes += writes;
+    });
+    println!("{crashes} crashes in {histories} histories");
+    assert!(histories > 15 && crashes > 300, "{crashes} crashes in {histories} histories");
+}

@@ -35,6 +35,10 @@ pub(super) struct Maps {
     pub(super) fail_after: Option<u32>,
     /// A write has failed: what comes after it may find no room, because what makes room waits.
     has_failed: bool,
+    /// Operations carried out so far.
+    pub(super) written: u32,
+    /// After so many operations the agent ends, and writes nothing any more.
+    pub(super) crash_at: Option<u32>,
 }
 
 /// What clients notice of a frontend, without ids and offsets: whose it is, flags, affinity, and the backends of both
@@ -59,6 +63,8 @@ impl Maps {
             now: 0,
             fail_after: None,
             has_failed: false,
+            written: 0,
+            crash_at: None,
         }
     }
 
@@ -203,6 +209,11 @@ impl Maps {
         }
     }
 
+    /// The agent has ended in the middle of its writes.
+    pub(super) fn has_crashed(&self) -> bool {
+        self.crash_at.is_some_and(|at| self.written >= at)
+    }
+
     /// Checks everything, as [`engine::Maps::apply`] checks what each operation concerns.
     pub(super) fn check(&self) {
         for (address, value) in &self.frontends {
@@ -277,6 +288,9 @@ impl engine::Maps for Maps {
 
     fn apply(&mut self, ops: &[Op]) -> Result<(), (usize, Self::Error)> {
         for (index, op) in ops.iter().enumerate() {
+            if self.has_crashed() {
+                return Err((index, "the agent has ended"));
+            }
             match &mut self.fail_after {
                 Some(0) => {
                     self.fail_after = None;
@@ -291,6 +305,7 @@ impl engine::Maps for Maps {
                 return Err((index, "the map is full"));
             }
             self.carry_out(op);
+            self.written += 1;
         }
         Ok(())
     }
