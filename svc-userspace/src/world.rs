@@ -14,7 +14,8 @@ use crate::{
 pub struct World {
     services: BTreeMap<ObjectName, Service>,
     slices: BTreeMap<ObjectName, Slice>,
-    slices_of: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
+    /// By Service, sorted.
+    slices_of: BTreeMap<ObjectName, Vec<ObjectName>>,
     node: Option<Node>,
     context: NodeContext,
     dirty: BTreeSet<ObjectName>,
@@ -33,7 +34,8 @@ impl World {
             Change::Service(name, service) => {
                 let changed = match service {
                     Some(service) if self.services.get(&name) == Some(&*service) => false,
-                    Some(service) => {
+                    Some(mut service) => {
+                        service.shrink();
                         self.services.insert(name.clone(), *service);
                         true
                     }
@@ -59,15 +61,20 @@ impl World {
         }
         if let Some(old) = old {
             if let Some(names) = self.slices_of.get_mut(&old.service) {
-                names.remove(&name);
+                names.retain(|other| *other != name);
                 if names.is_empty() {
                     self.slices_of.remove(&old.service);
                 }
             }
             self.dirty.insert(old.service);
         }
-        if let Some(slice) = slice {
-            self.slices_of.entry(slice.service.clone()).or_default().insert(name.clone());
+        if let Some(mut slice) = slice {
+            slice.shrink();
+            let names = self.slices_of.entry(slice.service.clone()).or_default();
+            if let Err(at) = names.binary_search(&name) {
+                names.reserve_exact(1);
+                names.insert(at, name.clone());
+            }
             self.dirty.insert(slice.service.clone());
             self.slices.insert(name, slice);
         }
@@ -127,7 +134,7 @@ impl World {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Endpoint, Family, Problem, Protocol, ServicePort, SlicePort};
+    use crate::model::{Endpoint, Family, NameList, Problem, Protocol, ServicePort, SlicePort};
 
     fn name(text: &str) -> ObjectName {
         ObjectName::new("default", text)
@@ -156,8 +163,8 @@ mod tests {
             serving: true,
             terminating: false,
             node: None,
-            hint_nodes: vec![],
-            hint_zones: vec![],
+            hint_nodes: NameList::default(),
+            hint_zones: NameList::default(),
         };
         let slice = Slice {
             name: name(text),

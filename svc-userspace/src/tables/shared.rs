@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
 };
 
 use svc_common::{
@@ -12,7 +12,7 @@ use svc_common::{
     vip::{VIP_INSIDE, VIP_OUTSIDE},
 };
 
-use super::{Op, Port};
+use super::{Op, Place, Port};
 use crate::compile::PortKey;
 
 /// Users of VIPs and target bits, and what of it is in the maps.
@@ -22,8 +22,16 @@ pub(super) struct Shared {
     own_addresses: HashSet<IpAddr>,
     /// Backends by bit.
     bits: HashMap<u32, u32>,
-    /// Words of TARGETS in the map that are not zero.
-    words: HashMap<u32, u64>,
+    /// Words of TARGETS that are not zero, or should not be.
+    words: HashMap<u32, Word>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Word {
+    /// Bits that have users.
+    wanted: u64,
+    /// Its value in the map.
+    programmed: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -56,21 +64,30 @@ impl Shared {
     pub(super) fn adopt(vips: &[(IpAddr, u32)], words: &[(u32, u64)]) -> Self {
         let programmed =
             |&(address, programmed): &(IpAddr, u32)| (address, Vip { programmed: Some(programmed), ..Vip::default() });
-        Self { vips: vips.iter().map(programmed).collect(), words: words.iter().copied().collect(), ..Self::default() }
+        let programmed_word = |&(word, programmed): &(u32, u64)| (word, Word { wanted: 0, programmed });
+        Self {
+            vips: vips.iter().map(programmed).collect(),
+            words: words.iter().map(programmed_word).collect(),
+            ..Self::default()
+        }
     }
 
     /// Counts the frontends and backends of a port as users, or (`add` false) no longer.
     pub(super) fn count(&mut self, key: &PortKey, port: &Port, add: bool, touched: &mut Touched) {
         let protocol = key.protocol.number();
-        for (address, frontend) in &port.frontends {
+        for (address, frontend) in port.frontends.iter() {
             self.count_frontend(address.address.ip(), frontend.flags, add, touched);
         }
         for address in port.backends.keys() {
             let bit = bit(*address, protocol);
             let users = self.bits.entry(bit).or_default();
             *users = if add { *users + 1 } else { users.saturating_sub(1) };
+            let word = self.words.entry(bit / 64).or_default();
             if *users == 0 {
                 self.bits.remove(&bit);
+                word.wanted &= !(1 << (bit % 64));
+            } else {
+                word.wanted |= 1 << (bit % 64);
             }
             touched.words.insert(bit / 64);
         }
@@ -103,11 +120,7 @@ impl Shared {
 
     /// Everything that is counted or in the maps.
     pub(super) fn everything(&self) -> Touched {
-        let counted = self.bits.keys().map(|bit| bit / 64);
-        Touched {
-            vips: self.vips.keys().copied().collect(),
-            words: counted.chain(self.words.keys().copied()).collect(),
-        }
+        Touched { vips: self.vips.keys().copied().collect(), words: self.words.keys().copied().collect() }
     }
 
     /// What is to be written of what was touched; it counts as written from then on.
@@ -127,16 +140,14 @@ impl Shared {
                 self.vips.remove(&address);
             }
         }
-        for word in touched.words {
-            let bits = (0..64).filter(|bit| self.bits.contains_key(&(word * 64 + bit)));
-            let wanted = bits.fold(0_u64, |bits, bit| bits | 1 << bit);
-            let programmed = self.words.get(&word).copied().unwrap_or(0);
-            if wanted != programmed {
-                ops.targets.push(Op::WriteTargets(word, wanted));
-                match wanted {
-                    0 => self.words.remove(&word),
-                    wanted => self.words.insert(word, wanted),
-                };
+        for index in touched.words {
+            let Some(word) = self.words.get_mut(&index) else { continue };
+            if word.wanted != word.programmed {
+                word.programmed = word.wanted;
+                ops.targets.push(Op::WriteTargets(index, word.wanted));
+            }
+            if word.programmed == 0 {
+                self.words.remove(&index);
             }
         }
         ops
@@ -157,9 +168,9 @@ impl Vip {
     }
 }
 
-fn bit(address: SocketAddr, protocol: u8) -> u32 {
-    match address.ip() {
-        IpAddr::V4(ip) => target_bit(&ip.octets(), address.port(), protocol),
-        IpAddr::V6(ip) => target_bit(&ip.octets(), address.port(), protocol),
+fn bit(Place(address, port): Place, protocol: u8) -> u32 {
+    match address {
+        IpAddr::V4(ip) => target_bit(&ip.octets(), port, protocol),
+        IpAddr::V6(ip) => target_bit(&ip.octets(), port, protocol),
     }
 }
