@@ -2,7 +2,7 @@
 //!
 //! It never decides anything about endpoints (that is `compile`) and never sees an id or a map.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{HashMap, HashSet};
 
 use crate::{
     compile::{NodeContext, PortTable, compile},
@@ -12,13 +12,13 @@ use crate::{
 /// The objects as last reported.
 #[derive(Debug, Default)]
 pub struct World {
-    services: BTreeMap<ObjectName, Service>,
-    slices: BTreeMap<ObjectName, Slice>,
+    services: HashMap<ObjectName, Service>,
+    slices: HashMap<ObjectName, Slice>,
     /// By Service, sorted.
-    slices_of: BTreeMap<ObjectName, Vec<ObjectName>>,
+    slices_of: HashMap<ObjectName, Vec<ObjectName>>,
     node: Option<Node>,
     context: NodeContext,
-    dirty: BTreeSet<ObjectName>,
+    dirty: HashSet<ObjectName>,
     synced: bool,
 }
 
@@ -90,7 +90,11 @@ impl World {
 
     /// Names that may have to be programmed anew, sorted, Services that are gone included. Each is returned once.
     pub fn take_dirty(&mut self) -> Vec<ObjectName> {
-        std::mem::take(&mut self.dirty).into_iter().collect()
+        let mut dirty: Vec<_> = self.dirty.drain().collect();
+        // A burst leaves room behind that is looked through each time.
+        self.dirty.shrink_to(64);
+        dirty.sort_unstable();
+        dirty
     }
 
     /// The tables of a Service; none if it does not exist.
@@ -110,7 +114,7 @@ impl World {
         self.services.get(name)
     }
 
-    /// All Services, sorted by name.
+    /// All Services, in no order.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
         self.services.values()
     }

@@ -133,6 +133,11 @@ impl Cluster {
     /// Everything that is measured of one agent; `changes` single ones, then so many as fast as they come.
     pub(super) fn measure(&mut self, changes: u32) -> Result<Outcome> {
         let mut agent = self.agent()?;
+        let outcome = self.measure_agent(&mut agent, changes);
+        outcome.map_err(|error| error.context(format!("the agent's log ends with\n{}", agent.log_tail())))
+    }
+
+    fn measure_agent(&mut self, agent: &mut Agent, changes: u32) -> Result<Outcome> {
         let mut outcome = Outcome::default();
         let (begin, log) = (observe::now(), Log::from_now(agent.log()));
         agent.start()?;
@@ -141,8 +146,10 @@ impl Cluster {
         outcome.total = between(begin, programmed);
         outcome.after_list = between(log.wait(LISTED)?, programmed);
         outcome.cpu = cpu(process)?;
-        outcome.loaded = Some(memory(process)?);
         agent.wait_ready()?;
+        // What is free goes back within two seconds after there is nothing more to do.
+        thread::sleep(Duration::from_secs(3));
+        outcome.loaded = Some(memory(process)?);
         outcome.maps = self.map_bytes()?;
         outcome.latencies = self.latencies(changes)?;
         let before = cpu(process)?;
@@ -151,7 +158,7 @@ impl Cluster {
         outcome.burst = burst;
         outcome.churned = Some(memory(process)?);
         let (begin, before) = (Instant::now(), cpu(process)?);
-        scrape(&agent)?;
+        scrape(agent)?;
         outcome.scrape = (begin.elapsed(), cpu(process)? - before);
 
         agent.kill()?;

@@ -74,6 +74,23 @@ impl<K, V> Flat<K, V> {
     }
 }
 
+impl<K: Ord, V> std::ops::Index<&K> for Flat<K, V> {
+    type Output = V;
+
+    fn index(&self, key: &K) -> &V {
+        &self.0[self.find(key).unwrap_or(usize::MAX)].1
+    }
+}
+
+impl<K: Ord, V> FromIterator<(K, V)> for Flat<K, V> {
+    fn from_iter<I: IntoIterator<Item = (K, V)>>(entries: I) -> Self {
+        let entries = entries.into_iter();
+        let mut flat = Self::with_capacity(entries.size_hint().1.unwrap_or_default());
+        entries.for_each(|(key, value)| flat.insert(key, value));
+        flat
+    }
+}
+
 impl<K, V> IntoIterator for Flat<K, V> {
     type Item = (K, V);
     type IntoIter = std::vec::IntoIter<(K, V)>;

@@ -33,7 +33,7 @@ pub(super) struct PlannedRange {
 }
 
 /// Ports of the Service as they shall be.
-pub(super) type Desired = BTreeMap<PortKey, PortTable>;
+pub(super) type Desired = Flat<PortKey, PortTable>;
 /// Ports of them that cannot be.
 pub(super) type Refusals = BTreeMap<PortKey, Reason>;
 
@@ -81,7 +81,7 @@ impl Tables {
             let old = self.services.get(service);
             let is_old = |key: &PortKey| old.is_some_and(|ports| ports.contains_key(key));
             // What is already there comes first: a newcomer never takes its room.
-            let mut order: Vec<PortKey> = desired.keys().filter(|key| !refusals.contains_key(key)).cloned().collect();
+            let mut order: Vec<PortKey> = desired.keys().filter(|key| !refusals.contains_key(*key)).cloned().collect();
             order.sort_by_key(|key| !is_old(key));
             let verdict = self
                 .conflicts(service, &desired, &order, &refusals)
@@ -92,7 +92,11 @@ impl Tables {
             match verdict {
                 Ok(mut ranges) => {
                     let plans = order.iter().filter_map(|key| {
-                        Some(Plan { table: desired.remove(key)?, ranges: ranges.remove(key).unwrap_or_default() })
+                        let (_, table) = desired.remove_entry(key)?;
+                        Some(Plan {
+                            table,
+                            ranges: ranges.remove_entry(key).map_or_else(Vec::new, |(_, ranges)| ranges),
+                        })
                     });
                     return (plans.collect(), refusals);
                 }
@@ -222,8 +226,8 @@ impl Tables {
         service: &ObjectName,
         desired: &Desired,
         order: &[PortKey],
-    ) -> Result<BTreeMap<PortKey, Vec<PlannedRange>>, (PortKey, Reason)> {
-        let mut planned = BTreeMap::<PortKey, Vec<PlannedRange>>::new();
+    ) -> Result<Flat<PortKey, Vec<PlannedRange>>, (PortKey, Reason)> {
+        let mut planned = Flat::<PortKey, Vec<PlannedRange>>::with_capacity(order.len());
         for key in order {
             let table = &desired[key];
             let old = self.services.get(service).and_then(|ports| ports.get(key));
@@ -242,7 +246,9 @@ impl Tables {
                         resting: u64::from(self.slots.resting()),
                         capacity: u64::from(self.capacity.slots),
                     };
-                    for range in planned.into_values().flatten().chain(ranges).filter(|range| range.fresh) {
+                    for range in
+                        planned.into_iter().flat_map(|(_, ranges)| ranges).chain(ranges).filter(|range| range.fresh)
+                    {
                         self.slots.give_back(range.slots);
                     }
                     return Err((key.clone(), reason));
