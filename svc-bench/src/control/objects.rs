@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 
 /// Port of Services.
 pub(super) const PORT: u16 = 80;
+/// More than there are endpoints.
+const TURN: u32 = 1 << 19;
 /// Nodes that endpoints are on.
 const NODES: u32 = 200;
 
@@ -49,16 +51,19 @@ pub(super) fn service(service: u32) -> Value {
     })
 }
 
-/// The slice of a Service; `version` says which of two sets of endpoints it has: they differ in one.
+/// The slice of a Service; its versions differ in one endpoint. No two of 32 in a row are alike: of changes that come together
+/// only the last one counts, and that must be one.
 pub(super) fn slice(size: Size, service: u32, version: u32) -> Value {
     let first = service * size.endpoints;
     let endpoint = |nth: u32| {
-        let moved = nth == 0 && !version.is_multiple_of(2);
-        // Endpoints that take a turn have addresses that no other has.
-        let base = if moved { Ipv4Addr::new(11, 0, 0, 0) } else { Ipv4Addr::new(10, 128, 0, 0) };
         let number = first + nth;
+        // Endpoints that take a turn have addresses that no other has.
+        let (base, turn) = match (nth, version) {
+            (0, 1..) => (Ipv4Addr::new(11, 0, 0, 0), version % 32),
+            _ => (Ipv4Addr::new(10, 128, 0, 0), 0),
+        };
         json!({
-            "addresses": [Ipv4Addr::from(u32::from(base) + number)],
+            "addresses": [Ipv4Addr::from(u32::from(base) + turn * TURN + number)],
             "conditions": {"ready": true, "serving": true, "terminating": false},
             "nodeName": format!("node-{}.example.internal", number % NODES), "zone": format!("zone-{}", number % 3),
             "targetRef": {
