@@ -37,6 +37,8 @@ pub(super) struct Maps {
     has_failed: bool,
     /// Operations carried out so far.
     pub(super) written: u32,
+    /// Those among them that were frontends with endpoints.
+    pub(super) served: u32,
     /// After so many operations the agent ends, and writes nothing any more.
     pub(super) crash_at: Option<u32>,
 }
@@ -64,6 +66,7 @@ impl Maps {
             fail_after: None,
             has_failed: false,
             written: 0,
+            served: 0,
             crash_at: None,
         }
     }
@@ -306,6 +309,7 @@ impl engine::Maps for Maps {
             }
             self.carry_out(op);
             self.written += 1;
+            self.served += u32::from(matches!(op, Op::SetFrontend(_, frontend) if frontend.inside.len > 0));
         }
         Ok(())
     }

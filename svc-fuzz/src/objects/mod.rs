@@ -203,21 +203,32 @@ impl Agent {
     }
 }
 
+/// What a history amounted to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Met {
+    /// Writes to the maps.
+    pub writes: u32,
+    /// Writes of frontends that have endpoints.
+    pub served: u32,
+}
+
 /// Runs what the bytes stand for: once as they say, and once with an agent that ends after one of its writes.
-pub fn run(bytes: &[u8]) {
-    let writes = run_to_the_end(bytes, None);
-    if writes > 0 {
+pub fn run(bytes: &[u8]) -> Met {
+    let met = run_to_the_end(bytes, None);
+    if met.writes > 0 {
         let which = bytes.iter().fold(0_u32, |hash, byte| hash.wrapping_mul(31).wrapping_add(u32::from(*byte)));
-        run_to_the_end(bytes, Some(which % writes));
+        run_to_the_end(bytes, Some(which % met.writes));
     }
+    met
 }
 
 /// Runs what the bytes stand for with an agent that ends after its first write, then with one that ends after its second, and
-/// so on, if there are no more than `most` writes. Returns their number.
-pub fn run_crashing(bytes: &[u8], most: u32) -> u32 {
-    let writes = run_to_the_end(bytes, None);
+/// so on, if there are no more than `most` writes.
+pub fn run_crashing(bytes: &[u8], most: u32) -> Met {
+    let met = run_to_the_end(bytes, None);
+    let writes = met.writes;
     if writes > most {
-        return 0;
+        return Met::default();
     }
     for at in 0..writes {
         let crashed = catch_unwind(AssertUnwindSafe(|| run_to_the_end(bytes, Some(at))));
@@ -226,11 +237,11 @@ pub fn run_crashing(bytes: &[u8], most: u32) -> u32 {
             resume_unwind(panic);
         }
     }
-    writes
+    met
 }
 
-/// Everything that the bytes stand for; an agent ends after so many writes. Returns the number of all writes.
-fn run_to_the_end(bytes: &[u8], crash_at: Option<u32>) -> u32 {
+/// Everything that the bytes stand for; an agent ends after so many writes.
+fn run_to_the_end(bytes: &[u8], crash_at: Option<u32>) -> Met {
     let (capacity, actions) = actions(bytes);
     let options = SourceOptions { node_name: Arc::from("n1"), external_ips: true };
     let mut files = InMemory::new(options);
@@ -275,7 +286,7 @@ fn run_to_the_end(bytes: &[u8], crash_at: Option<u32>) -> u32 {
     agent.settle();
     let maps = agent.engine.maps();
     assert!(maps.is_empty(), "the objects are gone, and something is left: {maps:?}");
-    maps.written
+    Met { writes: maps.written, served: maps.served }
 }
 
 fn assert_same(history: &View, afresh: &View) {
