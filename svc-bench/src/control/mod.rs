@@ -61,10 +61,9 @@ struct Outcome {
 }
 
 impl Outcome {
-    fn latency(&self, part: f64) -> f64 {
+    fn latency(&self, percent: usize) -> f64 {
         let last = self.latencies.len().saturating_sub(1);
-        let at = (last as f64 * part).round() as usize;
-        self.latencies.get(at).map_or(f64::NAN, |latency| latency.as_secs_f64() * 1e3)
+        self.latencies.get(last * percent / 100).map_or(f64::NAN, |latency| latency.as_secs_f64() * 1e3)
     }
 }
 
@@ -95,13 +94,13 @@ const FIGURES: &[Figure] = &[
     Figure {
         name: "one change → kernel, p50, ms",
         digits: 2,
-        of: |it| it.latency(0.5),
+        of: |it| it.latency(50),
         goals: [Some(0.3), Some(0.3), Some(0.3)],
     },
     Figure {
         name: "one change → kernel, p99, ms",
         digits: 2,
-        of: |it| it.latency(0.99),
+        of: |it| it.latency(99),
         goals: [Some(3.0), Some(3.0), Some(3.0)],
     },
     Figure { name: "changes at 1,000/s: done/s", digits: 0, of: |it| it.burst, goals: [None; 3] },

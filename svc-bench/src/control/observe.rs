@@ -68,7 +68,7 @@ const DAY: Duration = Duration::from_hours(24);
 
 /// From one time of the day to a later one, midnight or not.
 pub(super) fn between(from: Duration, to: Duration) -> Duration {
-    (to + DAY).checked_sub(from).map_or(Duration::ZERO, |time| if time >= DAY { time - DAY } else { time })
+    (to + DAY).checked_sub(from).map_or(Duration::ZERO, |time| time.checked_sub(DAY).unwrap_or(time))
 }
 
 /// Memory of a process, bytes.

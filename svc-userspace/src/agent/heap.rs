@@ -5,7 +5,8 @@
 
 /// Blocks from this size on are mappings of their own and go back when they are freed; glibc would raise the limit with the
 /// first large block that is freed.
-const OWN_MAPPING: usize = 256 * 1024;
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const OWN_MAPPING: libc::c_int = 256 * 1024;
 
 /// Has few heaps share what is free, instead of one for each thread. To be called before there are threads.
 pub fn prepare() {
@@ -13,7 +14,7 @@ pub fn prepare() {
     // SAFETY: sets parameters of the allocator, before any other thread runs.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 2);
-        libc::mallopt(libc::M_MMAP_THRESHOLD, OWN_MAPPING as libc::c_int);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, OWN_MAPPING);
     }
 }
 

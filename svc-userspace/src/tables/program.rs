@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use svc_common::{BackendState, Frontend, SlotRange, frontend};
 
 use super::{
-    BackendValue, Flat, FrontendAddress, Op, Place, Placed, Port, Range, Refused, Tables,
+    Flat, FrontendAddress, Op, Place, Placed, Port, Range, Refused, Tables,
     plan::{Desired, Plan, PlannedRange, addresses},
     shared::{SharedOps, Touched},
     to_service_name,
@@ -144,7 +144,7 @@ impl Tables {
         let Port { id, backends, ranges, sources, frontends: _ } = port;
         self.program_sources(id, sources, &BTreeSet::new(), phases);
         for (place, placed) in backends {
-            self.drop_backend(placed, placed.value(place, id), now_ms, phases);
+            self.drop_backend(placed, place, id, now_ms, phases);
         }
         for range in ranges {
             self.slots.release(range.slots, now_ms);
@@ -154,9 +154,9 @@ impl Tables {
         phases.push(Phase::RemoveNames, Op::RemoveService(id));
     }
 
-    fn drop_backend(&mut self, placed: Placed, value: BackendValue, now_ms: u64, phases: &mut Phases) {
-        phases
-            .push(Phase::LowerBackends, Op::SetBackend(placed.id, BackendValue { state: BackendState::Gone, ..value }));
+    fn drop_backend(&mut self, placed: Placed, place: Place, service: u32, now_ms: u64, phases: &mut Phases) {
+        let gone = Placed { state: BackendState::Gone, ..placed }.value(place, service);
+        phases.push(Phase::LowerBackends, Op::SetBackend(placed.id, gone));
         self.backend_ids.release(placed.id, now_ms);
     }
 
@@ -179,7 +179,7 @@ impl Tables {
             port.backends.insert(place, placed);
         }
         for (place, placed) in old.backends.iter().filter(|(place, _)| !port.backends.contains_key(place)) {
-            self.drop_backend(*placed, placed.value(*place, old.id), now_ms, phases);
+            self.drop_backend(*placed, *place, old.id, now_ms, phases);
         }
         port.ranges = ranges.iter().map(|range| self.program_range(range, &table, &port, phases)).collect();
         for range in old.ranges.into_iter().filter(|range| !port.ranges.contains(range)) {

@@ -26,7 +26,7 @@ impl Pause {
     /// The pause after another failure; `listing`: of a list.
     pub(super) fn after_failure(&mut self, listing: bool) -> Duration {
         let random = RandomState::new().build_hasher().finish();
-        self.next(listing, (random >> 11) as f64 / (1_u64 << 53) as f64)
+        self.next(listing, f64::from((random >> 32) as u32) / f64::from(u32::MAX))
     }
 
     /// `random` is from 0 to 1.
