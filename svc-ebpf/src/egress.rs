@@ -28,7 +28,8 @@ pub fn egress<A: Ip, F: Frame, T: Tables<A>>(
     offset: usize,
 ) -> Verdict {
     match scratch.packet.parse(frame, tables, offset, Hook::Egress, &mut scratch.fragment) {
-        Kind::Other => Verdict::Pass,
+        // Fragments that netfilter has seen are in order here: it puts datagrams together and takes them apart again.
+        Kind::Other | Kind::Early => Verdict::Pass,
         Kind::IcmpError => icmp::translate(frame, tables, scratch, Hook::Egress),
         // Requests of others were answered where they came in: this one is the host's own.
         Kind::Echo => echo::answer(frame, tables, &scratch.packet.header, VIP_INSIDE),

@@ -155,7 +155,7 @@ where
     Maps: Sockets<A>,
 {
     let Some(request) = request(context, address) else { return ALLOW };
-    answer(context, socket::connect(&mut Maps { interface: 0 }, &request), write)
+    answer(context, socket::connect(&mut Maps::without_packet(), &request), write)
 }
 
 #[inline(always)]
@@ -164,7 +164,7 @@ where
     Maps: Sockets<A>,
 {
     let Some(request) = request(context, address) else { return ALLOW };
-    answer(context, socket::send(&mut Maps { interface: 0 }, &request), write)
+    answer(context, socket::send(&mut Maps::without_packet(), &request), write)
 }
 
 #[inline(always)]
@@ -173,7 +173,7 @@ where
     Maps: Sockets<A>,
 {
     if let Some(request) = request(context, address)
-        && let Some(vip) = socket::peer(&mut Maps { interface: 0 }, &request)
+        && let Some(vip) = socket::peer(&mut Maps::without_packet(), &request)
     {
         write(context, vip.address);
         write_port(context, vip.port);
