@@ -10,6 +10,7 @@ use crate::{
     Verdict,
     decide::Decision,
     echo,
+    filter::incoming,
     frame::Frame,
     icmp,
     ip::{Fragment, Ip},
@@ -41,6 +42,9 @@ pub fn ingress<A: Ip, F: Frame, T: Tables<A>>(
     }
     if scratch.packet.header.fragment == Fragment::First && tables.lead(frame, scratch) {
         return Verdict::Again;
+    }
+    if !incoming(tables, &scratch.packet) {
+        return Verdict::Pass;
     }
     match tables.decide(scratch) {
         Decision::Pass => Verdict::Pass,

@@ -7,7 +7,7 @@
 mod kernel_support;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fmt::Debug,
     fs,
     hash::Hash,
@@ -25,6 +25,7 @@ use nix::sys::socket::{AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType
 use svc_common::{
     AffinityKey, Backend, Cidr, Config, Counters, Flow, FlowKey, FragmentKey, FrontendKey, Held, Interface, Reason,
     SlotLine, SourcePrefix,
+    config::{CONFIG_BRIDGES, CONFIG_FILTER, CONFIG_SERVICE_CIDRS, INTERFACE_BRIDGE_PORT},
     fragment::{HELD_PLACES, bpf_spin_lock},
     source_range::SERVICE_BITS,
 };
@@ -47,8 +48,10 @@ const SKB_LEN: usize = 192;
 /// The loaded programs and their maps.
 struct Kernel {
     ebpf: Ebpf,
-    /// The words of TARGETS that were ever written.
-    targets: BTreeMap<u32, u64>,
+    /// The words of FILTER that were ever written.
+    filter: BTreeMap<u32, u64>,
+    /// The elements of UNUSUAL that are set.
+    unusual: BTreeSet<u32>,
     /// HELD may be different from the host's.
     held: bool,
     /// Everything that comes in by lo.
@@ -103,7 +106,7 @@ impl Kernel {
             program.load().unwrap();
         }
         let tap = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_NONBLOCK, SockProtocol::EthAll).unwrap();
-        Self { ebpf, targets: BTreeMap::new(), held: false, tap }
+        Self { ebpf, filter: BTreeMap::new(), unusual: BTreeSet::new(), held: false, tap }
     }
 
     fn map<'a, T: TryFrom<&'a mut Map>>(&'a mut self, name: &str) -> T
@@ -136,21 +139,30 @@ impl Kernel {
         self.fill_family(&world.v4);
         self.fill_family(&world.v6);
         self.held = !(world.v4.held.is_empty() && world.v6.held.is_empty());
-        let mut words: BTreeMap<u32, u64> = self.targets.keys().map(|word| (*word, 0)).collect();
-        for bit in world.v4.targets.iter().chain(&world.v6.targets) {
+        let mut words: BTreeMap<u32, u64> = self.filter.keys().map(|word| (*word, 0)).collect();
+        for bit in world.v4.filter.iter().chain(&world.v6.filter) {
             *words.entry(bit / 64).or_default() |= 1 << (bit % 64);
         }
-        if words != self.targets {
-            let mut targets: Array<_, u64> = self.map("TARGETS");
+        if words != self.filter {
+            let mut filter: Array<_, u64> = self.map("FILTER");
             for (word, bits) in &words {
-                targets.set(*word, *bits, 0).unwrap();
+                filter.set(*word, *bits, 0).unwrap();
             }
-            self.targets = words;
+            self.filter = words;
         }
         let mut line = SlotLine::default();
         line.backends[..world.v4.slots.len()].copy_from_slice(&world.v4.slots);
         self.map::<Array<_, SlotLine>>("SLOTS").set(0, line, 0).unwrap();
-        let config = Config { masquerade_mark: MARK, ..Config::default() };
+        let unusual: BTreeSet<u32> = world.v4.unusual.union(&world.v6.unusual).copied().collect();
+        let before = std::mem::replace(&mut self.unusual, unusual.clone());
+        let mut marks: Array<_, u64> = self.map("UNUSUAL");
+        for place in before.symmetric_difference(&unusual) {
+            marks.set(*place, u64::from(unusual.contains(place)), 0).unwrap();
+        }
+        let bridges = if world.v4.interface.flags & INTERFACE_BRIDGE_PORT != 0 { CONFIG_BRIDGES } else { 0 };
+        let filter = if world.v4.is_filtered { CONFIG_FILTER } else { 0 };
+        let config =
+            Config { masquerade_mark: MARK, flags: bridges | filter | CONFIG_SERVICE_CIDRS, ..Config::default() };
         self.map::<Array<_, Config>>("CONFIG").set(0, config, 0).unwrap();
         self.map::<HashMap<_, u32, Interface>>("INTERFACES").insert(INTERFACE, world.v4.interface, 0).unwrap();
     }
@@ -365,18 +377,24 @@ fn step(kernel: &mut Kernel, world: &mut World, packet: &Packet, counters: &mut 
 fn compare(kernel: &mut Kernel, case: &Case, met: &mut Met) {
     let mut world = World::new(&case.setting);
     kernel.fill(&world);
+    run(kernel, &mut world, case, met);
+    // What the programs have marked, as the next case must not find it.
+    kernel.unusual.extend(world.v4.unusual.union(&world.v6.unusual));
+}
+
+fn run(kernel: &mut Kernel, world: &mut World, case: &Case, met: &mut Met) {
     let mut counters = kernel.counters();
     let mut last = Last::default();
     for event in &case.events {
         if let Event::Change(change) = event {
             world.apply(*change);
-            kernel.fill(&world);
+            kernel.fill(world);
             continue;
         }
         let Some(packet) = last.packet(event).filter(|packet| world.can_carry(packet)) else { continue };
         let mut queue = VecDeque::from([packet]);
         while let Some(packet) = queue.pop_front() {
-            match step(kernel, &mut world, &packet, &mut counters, met) {
+            match step(kernel, world, &packet, &mut counters, met) {
                 Step::Compared(outcome) => {
                     last.remember(&packet, &outcome);
                     queue.extend(outcome.again);
