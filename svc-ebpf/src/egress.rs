@@ -2,6 +2,7 @@
 
 use svc_common::{
     Hook, Reason,
+    config::INTERFACE_UPPER,
     flow::{FLOW_DIRECT, FLOW_HAIRPIN},
     vip::VIP_INSIDE,
 };
@@ -28,7 +29,8 @@ pub fn egress<A: Ip, F: Frame, T: Tables<A>>(
     offset: usize,
 ) -> Verdict {
     match scratch.packet.parse(frame, tables, offset, Hook::Egress, &mut scratch.fragment) {
-        Kind::Other => Verdict::Pass,
+        // Fragments that netfilter has seen are in order here: it puts datagrams together and takes them apart again.
+        Kind::Other | Kind::Early => Verdict::Pass,
         Kind::IcmpError => icmp::translate(frame, tables, scratch, Hook::Egress),
         // Requests of others were answered where they came in: this one is the host's own.
         Kind::Echo => echo::answer(frame, tables, &scratch.packet.header, VIP_INSIDE),
@@ -46,7 +48,9 @@ fn transport<A: Ip, F: Frame, T: Tables<A>>(frame: &mut F, tables: &mut T, scrat
         return Verdict::Pass;
     };
     let is_direct = scratch.flow.flags & FLOW_DIRECT != 0;
-    if is_direct && scratch.flow.peer_port == 0 {
+    // On a device on top of another one that has programs it is too early: with its own port back, a direct reply looks like
+    // one of the Service's flow to the device below.
+    if is_direct && (scratch.flow.peer_port == 0 || tables.interface().flags & INTERFACE_UPPER != 0) {
         return Verdict::Pass;
     }
     if first_in_tick && scratch.flow.flags & FLOW_HAIRPIN == 0 {

@@ -5,9 +5,13 @@ use svc_common::{
     SocketBackend, SocketKey, SocketPeer,
 };
 
-use crate::{decide::Decision, open::Attempt, scratch::Scratch};
+use crate::{Verdict, decide::Decision, frame::Frame, open::Attempt, scratch::Scratch};
 #[cfg(doc)]
-use crate::{decide::decide, open::attempt};
+use crate::{
+    decide::decide,
+    held::{hold, lead},
+    open::attempt,
+};
 
 /// What became of an entry that was to be made only if absent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,8 +75,16 @@ pub trait Tables<A>: Decisions<A> {
     fn may_refuse(&mut self) -> bool;
     /// FRAGMENTS.
     fn fragment(&mut self, key: &FragmentKey<A>) -> Option<Ports>;
-    /// Writes FRAGMENTS.
+    /// FRAGMENTS: makes or overwrites an entry.
     fn remember_fragment(&mut self, key: &FragmentKey<A>, ports: Ports);
+    /// FRAGMENTS: makes an entry if there is none.
+    fn insert_fragment(&mut self, key: &FragmentKey<A>, ports: Ports) -> Insert;
+    /// HELD: copies the packet, at this position of the datagram that `tag` marks, to one of its places; false if it does
+    /// not fit, or if others have them.
+    fn hold<F: Frame>(&mut self, frame: &mut F, tag: u32, position: u32) -> bool;
+    /// HELD: sends in again what waits at the places of a position for this datagram, unless it has waited for too long, and
+    /// frees them. The frame is another packet afterwards.
+    fn release<F: Frame>(&mut self, frame: &mut F, tag: u32, position: u32);
     /// INTERFACES: the interface the packet arrived on; an unknown one is outside.
     fn interface(&mut self) -> Interface;
     /// CONFIG: the mark of packets to be masqueraded.
@@ -82,6 +94,12 @@ pub trait Tables<A>: Decisions<A> {
     fn attempt(&mut self, scratch: &mut Scratch<A>, number: u32) -> Attempt;
     /// Calls [`decide()`] with these tables; a function of its own for the same reason.
     fn decide(&mut self, scratch: &mut Scratch<A>) -> Decision;
+    /// Calls [`hold()`] with these tables; a function of its own for the same reason.
+    fn hold_early<F: Frame>(&mut self, frame: &mut F, scratch: &mut Scratch<A>) -> Verdict;
+    /// Calls [`lead()`] with these tables; a function of its own for the same reason.
+    fn lead<F: Frame>(&mut self, frame: &mut F, scratch: &mut Scratch<A>) -> bool;
+    /// DROPS: a packet is lost that is not the one at hand.
+    fn count_loss(&mut self, reason: Reason, bytes: u32);
     /// STATS_*: one packet of a flow.
     fn count(&mut self, flow: &Flow<A>, bytes: u32, is_new: bool);
 }
