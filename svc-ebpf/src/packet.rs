@@ -82,6 +82,10 @@ impl<A: Ip> Packet<A> {
         if at > MAX_OFFSET || !frame.require(at + ICMP_LEN) {
             return None;
         }
+        // What the IP header does not count in is padding: an answer's checksum would not cover what it changes.
+        if self.header.len < at.checked_sub(self.header.offset)? + ICMP_LEN {
+            return None;
+        }
         // Two bytes, though one would do: see `Frame::get`.
         let [icmp_type, _code]: [u8; 2] = frame.get(at)?;
         if icmp_type == A::ECHO[0] { Some(Kind::Echo) } else { A::is_icmp_error(icmp_type).then_some(Kind::IcmpError) }
