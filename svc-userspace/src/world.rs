@@ -6,18 +6,21 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     compile::{NodeContext, PortTable, compile},
-    model::{Change, Node, ObjectName, Service, Slice},
+    model::{Change, Node, ObjectName, Service, Slice, Unbalanced},
 };
 
 /// The objects as last reported.
 #[derive(Debug, Default)]
 pub struct World {
     services: BTreeMap<ObjectName, Service>,
+    unbalanced: BTreeMap<ObjectName, Unbalanced>,
     slices: BTreeMap<ObjectName, Slice>,
     slices_of: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
     node: Option<Node>,
     context: NodeContext,
     dirty: BTreeSet<ObjectName>,
+    /// Services whose names may have changed; `None`: nobody asks.
+    renamed: Option<BTreeSet<ObjectName>>,
     synced: bool,
 }
 
@@ -31,6 +34,7 @@ impl World {
     pub fn apply(&mut self, change: Change) {
         match change {
             Change::Service(name, service) => {
+                let was_unbalanced = self.unbalanced.remove(&name).is_some();
                 let changed = match service {
                     Some(service) if self.services.get(&name) == Some(&*service) => false,
                     Some(service) => {
@@ -39,8 +43,21 @@ impl World {
                     }
                     None => self.services.remove(&name).is_some(),
                 };
+                if changed || was_unbalanced {
+                    self.rename(&name);
+                }
                 if changed {
                     self.dirty.insert(name);
+                }
+            }
+            Change::Unbalanced(name, service) => {
+                if self.services.remove(&name).is_some() {
+                    self.dirty.insert(name.clone());
+                    self.rename(&name);
+                }
+                if self.unbalanced.get(&name) != Some(&*service) {
+                    self.rename(&name);
+                    self.unbalanced.insert(name, *service);
                 }
             }
             Change::Slice(name, slice) => self.apply_slice(name, slice.map(|slice| *slice)),
@@ -64,13 +81,37 @@ impl World {
                     self.slices_of.remove(&old.service);
                 }
             }
-            self.dirty.insert(old.service);
+            self.touch(&old);
         }
         if let Some(slice) = slice {
             self.slices_of.entry(slice.service.clone()).or_default().insert(name.clone());
-            self.dirty.insert(slice.service.clone());
+            self.touch(&slice);
             self.slices.insert(name, slice);
         }
+    }
+
+    /// A slice came, changed or went.
+    fn touch(&mut self, slice: &Slice) {
+        if !slice.headless {
+            self.dirty.insert(slice.service.clone());
+        }
+        self.rename(&slice.service);
+    }
+
+    fn rename(&mut self, name: &ObjectName) {
+        if let Some(renamed) = &mut self.renamed {
+            renamed.insert(name.clone());
+        }
+    }
+
+    /// From now on, [`World::take_renamed`] is asked.
+    pub fn serve_names(&mut self) {
+        self.renamed = Some(BTreeSet::new());
+    }
+
+    /// Services whose names may have to be made anew, sorted, Services that are gone included. Each is returned once.
+    pub fn take_renamed(&mut self) -> Vec<ObjectName> {
+        self.renamed.as_mut().map(std::mem::take).into_iter().flatten().collect()
     }
 
     /// Sets what compilation must know of this node; if it differs, every Service becomes dirty.
@@ -108,8 +149,18 @@ impl World {
         self.services.values()
     }
 
-    /// The slices of a Service, sorted by name. They may be there before the Service is.
+    /// A Service by name that only has names.
+    pub fn unbalanced(&self, name: &ObjectName) -> Option<&Unbalanced> {
+        self.unbalanced.get(name)
+    }
+
+    /// The slices of a Service that are load-balanced, sorted by name. They may be there before the Service is.
     pub fn slices_of(&self, service: &ObjectName) -> impl Iterator<Item = &Slice> {
+        self.every_slice_of(service).filter(|slice| !slice.headless)
+    }
+
+    /// The slices of a Service, sorted by name, headless ones included.
+    pub fn every_slice_of(&self, service: &ObjectName) -> impl Iterator<Item = &Slice> {
         self.slices_of.get(service).into_iter().flatten().filter_map(|name| self.slices.get(name))
     }
 
@@ -165,6 +216,8 @@ mod tests {
             family: Family::V4,
             ports: vec![SlicePort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }],
             endpoints: vec![endpoint],
+            headless: false,
+            hostnames: vec![],
             triggered_ms: None,
         };
         Change::Slice(name(text), Some(Box::new(slice)))

@@ -43,6 +43,7 @@ impl World {
                 self.services.remove(&*name.name);
                 self.gone.insert(name.name.to_string());
             }
+            Change::Unbalanced(name, _) => panic!("{name}: nobody serves names"),
             Change::Slice(name, Some(slice)) => {
                 self.slices.insert(name.name.to_string(), *slice);
             }
@@ -127,7 +128,7 @@ impl Fixture {
 }
 
 fn options() -> SourceOptions {
-    SourceOptions { node_name: "node-a".into(), external_ips: false }
+    SourceOptions { node_name: "node-a".into(), external_ips: false, names: false }
 }
 
 fn service(name: &str, address: &str) -> Value {

@@ -146,7 +146,7 @@ impl Agent {
 
     fn change(&mut self, change: Change) {
         let key = match &change {
-            Change::Service(name, _) => (0, name.clone()),
+            Change::Service(name, _) | Change::Unbalanced(name, _) => (0, name.clone()),
             Change::Slice(name, _) => (1, name.clone()),
             _ => return,
         };
@@ -196,7 +196,7 @@ impl Agent {
 /// Runs what the bytes stand for.
 pub fn run(bytes: &[u8]) {
     let (capacity, actions) = actions(bytes);
-    let options = SourceOptions { node_name: Arc::from("n1"), external_ips: true };
+    let options = SourceOptions { node_name: Arc::from("n1"), external_ips: true, names: true };
     let mut files = InMemory::new(options);
     let mut agent = Agent::new(capacity, node(3));
     let mut names = Vec::new();

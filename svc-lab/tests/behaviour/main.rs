@@ -1,6 +1,7 @@
 //! What a Service does, row by row of `docs/behaviour.md`: real agents, real packets. Each file has the rows of one topic.
 
 mod adoption;
+mod dns;
 mod doors;
 mod feed;
 mod health;
@@ -10,6 +11,7 @@ mod node_ports;
 mod objects;
 mod offloads;
 mod ports;
+mod resolver;
 mod shop;
 mod slices;
 mod table;
