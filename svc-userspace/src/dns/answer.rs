@@ -247,6 +247,8 @@ pub fn forwarded(forward: Forward, answer: Result<&Message, ResponseCode>, age: 
     let mut message = question.head(upstream.metadata.response_code);
     message.metadata.authentic_data =
         upstream.metadata.authentic_data && aliases.is_empty() && (question.dnssec_ok || question.authentic_data);
+    // The flag speaks of the first name.
+    message.metadata.authoritative = !aliases.is_empty();
     message.answers = aliases;
     message.answers.extend(older(&upstream.answers));
     message.authorities = older(&upstream.authorities);
