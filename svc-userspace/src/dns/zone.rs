@@ -195,13 +195,11 @@ impl Zone {
     fn look_up(&self, asked: Asked<'_>, kind: RecordType, window: Window) -> Result<Answer, ProtoError> {
         Ok(match asked {
             Asked::Outside => Answer::Elsewhere,
-            Asked::Branch | Asked::PodNamespace => Answer::NoData,
             Asked::Namespace(namespace) if self.services.contains_key(namespace) => Answer::NoData,
             Asked::Namespace(_) | Asked::Nothing => Answer::NoName,
             Asked::Version if kind == RecordType::TXT => {
                 few([RData::TXT(TXT::new(vec![VERSION.to_owned()]))], VERSION_TTL)
             }
-            Asked::Version => Answer::NoData,
             Asked::Apex if kind == RecordType::SOA => few([RData::SOA(self.soa()?)], TTL),
             Asked::Apex if kind == RecordType::NS => {
                 let server = below(&["ns", "dns"], &self.domain)?;
@@ -210,7 +208,7 @@ impl Zone {
                 data.additional = self.own.iter().map(|&address| (server.clone(), address)).collect();
                 Answer::Data(data)
             }
-            Asked::Apex => Answer::NoData,
+            Asked::Branch | Asked::PodNamespace | Asked::Version | Asked::Apex => Answer::NoData,
             Asked::Server => addresses(self.own.iter().copied(), kind, window),
             Asked::Pod(address) => addresses([address].into_iter(), kind, window),
             Asked::Reverse(address) => self.reverse(address, kind, window)?,

@@ -29,6 +29,7 @@ mod observe;
 mod pins;
 mod redirects;
 mod sys;
+pub mod trial;
 pub mod view;
 
 pub use cleanup::{CleanupReport, cleanup};
