@@ -1,4 +1,4 @@
-//! How many bytes over UDP a client may get beyond what it sent, so that a forged source address gains little: pure.
+//! How many bytes over UDP a client may get beyond twice what it sent, so that a forged source address gains little: pure.
 //!
 //! Clients share a bucket when their hashes meet; then both come by TCP a little earlier. It never refuses an answer
 //! altogether: TCP is always open.
@@ -35,7 +35,7 @@ impl Default for Limit {
 }
 
 impl Limit {
-    /// Whether a client may get this many bytes more than it sent.
+    /// Whether a client may get this many bytes more.
     pub fn allows(&mut self, client: IpAddr, bytes: usize, now_ms: u64) -> bool {
         let hash = match client {
             IpAddr::V4(address) => self.state.hash_one(address),

@@ -118,10 +118,11 @@ impl Server {
         }
     }
 
-    /// The answer as it may go over UDP: an empty one if the client has had much more than it sent.
+    /// The answer as it may go over UDP: an empty one if the client has had much more than twice what it sent.
     fn fit(&self, answer: Vec<u8>, question: Option<&Question>, asked: usize, client: SocketAddr) -> Vec<u8> {
         let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let more = answer.len().saturating_sub(asked);
+        // An answer of twice the size is no weapon: small ones are never counted.
+        let more = answer.len().saturating_sub(2 * asked);
         let Some(question) = question else { return answer };
         if self.limit.borrow_mut().allows(client.ip(), more, now) {
             // Fourth byte of the flags: the second-lowest bit of the first one says that it is not whole.
