@@ -8,6 +8,7 @@ use svc_common::{
 
 use crate::{
     Verdict, echo,
+    filter::outgoing,
     frame::Frame,
     icmp,
     ip::Ip,
@@ -37,6 +38,9 @@ pub fn egress<A: Ip, F: Frame, T: Tables<A>>(
 
 #[inline(always)]
 fn transport<A: Ip, F: Frame, T: Tables<A>>(frame: &mut F, tables: &mut T, scratch: &mut Scratch<A>) -> Verdict {
+    if !outgoing(tables, &scratch.packet) {
+        return Verdict::Pass;
+    }
     scratch.packet.write_key(Hook::Egress, &mut scratch.key);
     let Some(first_in_tick) = tables.flow(&scratch.key, scratch.packet.closes(), &mut scratch.flow) else {
         return Verdict::Pass;

@@ -10,6 +10,7 @@ use crate::{
     Verdict,
     decide::Decision,
     echo,
+    filter::incoming,
     frame::Frame,
     icmp,
     ip::Ip,
@@ -37,6 +38,9 @@ pub fn ingress<A: Ip, F: Frame, T: Tables<A>>(
             return echo::answer(frame, tables, &scratch.packet.header, who(inside));
         }
         Kind::Transport => {}
+    }
+    if !incoming(tables, &scratch.packet) {
+        return Verdict::Pass;
     }
     match tables.decide(scratch) {
         Decision::Pass => Verdict::Pass,

@@ -1,6 +1,6 @@
 //! Some thousand cases at random: what the fuzz targets do for hours, for a moment, with every run of the tests.
 
-use svc_fuzz::{generate, packets, random};
+use svc_fuzz::{generate, objects, packets, random};
 
 #[test]
 fn sequences_of_packets() {
@@ -20,6 +20,26 @@ fn sequences_of_packets() {
 }
 
 #[test]
-fn objects() {
-    random::run("objects", 400, 3000, svc_fuzz::objects);
+fn objects_on_their_way_to_the_maps() {
+    let mut met = objects::Met::default();
+    random::run("objects", 400, 3000, |bytes| {
+        let objects::Met { writes, served } = objects::run(bytes);
+        met.writes += writes;
+        met.served += served;
+    });
+    println!("{met:?}");
+    assert!(met.served > 300, "{met:?}");
+}
+
+#[test]
+fn agents_that_end_after_any_of_their_writes() {
+    let (mut histories, mut crashes) = (0, 0);
+    random::run("objects-crashing", 60, 1000, |bytes| {
+        let met = objects::run_crashing(bytes, 150);
+        // A history that serves nobody has little that could go wrong.
+        histories += u32::from(met.served > 0);
+        crashes += met.writes;
+    });
+    println!("{crashes} crashes in {histories} histories with endpoints");
+    assert!(histories > 5 && crashes > 300, "{crashes} crashes in {histories} histories");
 }

@@ -9,7 +9,9 @@ use anyhow::{Context, Result};
 use hickory_proto::rr::Name;
 use svc_userspace::{
     dns::{self, upstream::Upstream},
-    model::{Change, Endpoint, Family, ObjectName, Protocol, Service, ServicePort, Slice, SlicePort, Unbalanced},
+    model::{
+        Change, Endpoint, Family, NameList, ObjectName, Protocol, Service, ServicePort, Slice, SlicePort, Unbalanced,
+    },
     world::World,
 };
 
@@ -56,6 +58,7 @@ fn service(n: u32) -> Change {
             external_ips: vec![],
             load_balancer_ips: vec![],
             source_ranges: vec![],
+            claim: None,
             ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None }],
             external_local: false,
             internal_local: false,
@@ -77,8 +80,8 @@ fn members(count: u32) -> Vec<Change> {
                 serving: true,
                 terminating: false,
                 node: None,
-                hint_nodes: vec![],
-                hint_zones: vec![],
+                hint_nodes: NameList::default(),
+                hint_zones: NameList::default(),
             }
         };
         let slice = Slice {

@@ -4,6 +4,7 @@
 //! model beside `compile`.
 
 pub mod agent;
+pub mod balancer;
 pub mod cli;
 pub mod compile;
 pub mod dns;

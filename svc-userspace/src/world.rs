@@ -2,7 +2,7 @@
 //!
 //! It never decides anything about endpoints (that is `compile`) and never sees an id or a map.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{HashMap, HashSet};
 
 use crate::{
     compile::{NodeContext, PortTable, compile},
@@ -12,15 +12,16 @@ use crate::{
 /// The objects as last reported.
 #[derive(Debug, Default)]
 pub struct World {
-    services: BTreeMap<ObjectName, Service>,
-    unbalanced: BTreeMap<ObjectName, Unbalanced>,
-    slices: BTreeMap<ObjectName, Slice>,
-    slices_of: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
+    services: HashMap<ObjectName, Service>,
+    unbalanced: HashMap<ObjectName, Unbalanced>,
+    slices: HashMap<ObjectName, Slice>,
+    /// By Service, sorted.
+    slices_of: HashMap<ObjectName, Vec<ObjectName>>,
     node: Option<Node>,
     context: NodeContext,
-    dirty: BTreeSet<ObjectName>,
+    dirty: HashSet<ObjectName>,
     /// Services whose names may have changed; `None`: nobody asks.
-    renamed: Option<BTreeSet<ObjectName>>,
+    renamed: Option<HashSet<ObjectName>>,
     synced: bool,
 }
 
@@ -37,7 +38,8 @@ impl World {
                 let was_unbalanced = self.unbalanced.remove(&name).is_some();
                 let changed = match service {
                     Some(service) if self.services.get(&name) == Some(&*service) => false,
-                    Some(service) => {
+                    Some(mut service) => {
+                        service.shrink();
                         self.services.insert(name.clone(), *service);
                         true
                     }
@@ -76,15 +78,20 @@ impl World {
         }
         if let Some(old) = old {
             if let Some(names) = self.slices_of.get_mut(&old.service) {
-                names.remove(&name);
+                names.retain(|other| *other != name);
                 if names.is_empty() {
                     self.slices_of.remove(&old.service);
                 }
             }
             self.touch(&old);
         }
-        if let Some(slice) = slice {
-            self.slices_of.entry(slice.service.clone()).or_default().insert(name.clone());
+        if let Some(mut slice) = slice {
+            slice.shrink();
+            let names = self.slices_of.entry(slice.service.clone()).or_default();
+            if let Err(at) = names.binary_search(&name) {
+                names.reserve_exact(1);
+                names.insert(at, name.clone());
+            }
             self.touch(&slice);
             self.slices.insert(name, slice);
         }
@@ -106,12 +113,14 @@ impl World {
 
     /// From now on, [`World::take_renamed`] is asked.
     pub fn serve_names(&mut self) {
-        self.renamed = Some(BTreeSet::new());
+        self.renamed = Some(HashSet::new());
     }
 
     /// Services whose names may have to be made anew, sorted, Services that are gone included. Each is returned once.
     pub fn take_renamed(&mut self) -> Vec<ObjectName> {
-        self.renamed.as_mut().map(std::mem::take).into_iter().flatten().collect()
+        let mut renamed: Vec<_> = self.renamed.as_mut().map(std::mem::take).into_iter().flatten().collect();
+        renamed.sort_unstable();
+        renamed
     }
 
     /// Sets what compilation must know of this node; if it differs, every Service becomes dirty.
@@ -124,7 +133,11 @@ impl World {
 
     /// Names that may have to be programmed anew, sorted, Services that are gone included. Each is returned once.
     pub fn take_dirty(&mut self) -> Vec<ObjectName> {
-        std::mem::take(&mut self.dirty).into_iter().collect()
+        let mut dirty: Vec<_> = self.dirty.drain().collect();
+        // A burst leaves room behind that is looked through each time.
+        self.dirty.shrink_to(64);
+        dirty.sort_unstable();
+        dirty
     }
 
     /// The tables of a Service; none if it does not exist.
@@ -144,7 +157,7 @@ impl World {
         self.services.get(name)
     }
 
-    /// All Services, sorted by name.
+    /// All Services, in no order.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
         self.services.values()
     }
@@ -178,7 +191,7 @@ impl World {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Endpoint, Family, Problem, Protocol, ServicePort, SlicePort};
+    use crate::model::{Endpoint, Family, NameList, Problem, Protocol, ServicePort, SlicePort};
 
     fn name(text: &str) -> ObjectName {
         ObjectName::new("default", text)
@@ -190,6 +203,7 @@ mod tests {
             cluster_ips: vec!["10.96.0.1".parse().expect("an address")],
             external_ips: vec![],
             load_balancer_ips: vec![],
+            claim: None,
             source_ranges: vec![],
             ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: Some(30080) }],
             external_local: false,
@@ -207,8 +221,8 @@ mod tests {
             serving: true,
             terminating: false,
             node: None,
-            hint_nodes: vec![],
-            hint_zones: vec![],
+            hint_nodes: NameList::default(),
+            hint_zones: NameList::default(),
         };
         let slice = Slice {
             name: name(text),

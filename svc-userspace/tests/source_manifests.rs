@@ -55,7 +55,12 @@ impl Source {
 }
 
 fn options() -> SourceOptions {
-    SourceOptions { node_name: "node-a".into(), external_ips: false, names: false }
+    SourceOptions {
+        node_name: "node-a".into(),
+        external_ips: false,
+        claims: svc_userspace::model::Claims::Nobody,
+        names: false,
+    }
 }
 
 fn service(name: &str, address: &str) -> String {

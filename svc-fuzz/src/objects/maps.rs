@@ -8,10 +8,13 @@ use std::{
 };
 
 use ipnet::IpNet;
-use svc_common::{BackendState, Frontend, ServiceName, SlotRange};
+use svc_common::{
+    BackendState, Frontend, ServiceName, SlotRange,
+    filter::{KNOWN_ENDPOINT, KNOWN_FRONTEND, filter_place},
+};
 use svc_userspace::{
     agent::engine,
-    tables::{BackendValue, Capacity, FrontendAddress, Observed, Op, REST_MS, SLOT_REST_MS},
+    tables::{BackendValue, Capacity, FilterWords, FrontendAddress, Observed, Op, REST_MS, SLOT_REST_MS},
 };
 
 /// The maps, when what was released, and how many more writes are to fail.
@@ -23,7 +26,7 @@ pub(super) struct Maps {
     frontends: BTreeMap<FrontendAddress, Frontend>,
     sources: BTreeSet<(u32, IpNet)>,
     vips: BTreeMap<IpAddr, u32>,
-    targets: BTreeMap<u32, u64>,
+    filter: FilterWords,
     /// `None`: never written.
     slots: Vec<Option<u32>>,
     services_until: BTreeMap<u32, u64>,
@@ -35,6 +38,12 @@ pub(super) struct Maps {
     pub(super) fail_after: Option<u32>,
     /// A write has failed: what comes after it may find no room, because what makes room waits.
     has_failed: bool,
+    /// Operations carried out so far.
+    pub(super) written: u32,
+    /// Those among them that were frontends with endpoints.
+    pub(super) served: u32,
+    /// After so many operations the agent ends, and writes nothing any more.
+    pub(super) crash_at: Option<u32>,
 }
 
 /// What clients notice of a frontend, without ids and offsets: whose it is, flags, affinity, and the backends of both
@@ -51,7 +60,7 @@ impl Maps {
             frontends: BTreeMap::new(),
             sources: BTreeSet::new(),
             vips: BTreeMap::new(),
-            targets: BTreeMap::new(),
+            filter: FilterWords::new(),
             slots: vec![None; capacity.slots as usize],
             services_until: BTreeMap::new(),
             backends_until: BTreeMap::new(),
@@ -59,6 +68,9 @@ impl Maps {
             now: 0,
             fail_after: None,
             has_failed: false,
+            written: 0,
+            served: 0,
+            crash_at: None,
         }
     }
 
@@ -111,13 +123,12 @@ impl Maps {
             Op::SetVip(address, flags) => {
                 let is_served = self.frontends.keys().any(|frontend| frontend.address.ip() == address);
                 assert!(is_served || self.has_failed, "{address} is a VIP and no frontend");
+                let is_known = self.is_known(SocketAddr::new(address, 0), 0, KNOWN_FRONTEND);
+                assert!(is_known || self.has_failed, "{address} is a VIP and not in the filter");
                 self.vips.insert(address, flags);
             }
             Op::RemoveVip(address) => drop(self.vips.remove(&address)),
-            Op::WriteTargets(word, bits) => {
-                self.targets.insert(word, bits);
-                self.targets.retain(|_, bits| *bits != 0);
-            }
+            Op::SetFilter(word, bits) => *self.filter.entry(word).or_default() |= bits,
         }
     }
 
@@ -187,11 +198,21 @@ impl Maps {
         }
     }
 
+    fn is_known(&self, address: SocketAddr, protocol: u8, bit: u32) -> bool {
+        let place = match address.ip() {
+            IpAddr::V4(ip) => filter_place(&ip.octets(), address.port(), protocol),
+            IpAddr::V6(ip) => filter_place(&ip.octets(), address.port(), protocol),
+        };
+        self.filter.get(&(place / 64)).is_some_and(|word| word >> (place % 64) & u64::from(bit) != 0)
+    }
+
     fn check_frontend(&self, address: &FrontendAddress, value: &Frontend) {
         let name = self.services.get(&value.service);
         let name = name.unwrap_or_else(|| panic!("{address:?} names service {}, which is none", value.service));
         assert_eq!(name.protocol, address.protocol.number(), "{address:?} is of another protocol than its service");
         assert_eq!(name.version == 4, address.address.is_ipv4(), "{address:?} is of another family than its service");
+        let protocol = address.protocol.number();
+        assert!(self.is_known(address.address, protocol, KNOWN_FRONTEND), "{address:?} is not in the filter");
         for range in [value.inside, value.outside] {
             for id in self.slots(range).iter().collect::<BTreeSet<_>>() {
                 let id = id.unwrap_or_else(|| panic!("{address:?} names slots that were never written: {range:?}"));
@@ -199,8 +220,15 @@ impl Maps {
                 assert_ne!(backend.state, BackendState::Gone, "{address:?} leads to backend {id}, which is gone");
                 assert_eq!(backend.service, value.service, "{address:?} leads to backend {id} of another service");
                 assert_eq!(backend.address.is_ipv4(), address.address.is_ipv4(), "{address:?} changes the family");
+                let is_known = self.is_known(backend.address, protocol, KNOWN_ENDPOINT);
+                assert!(is_known, "backend {id} of {address:?} is not in the filter");
             }
         }
+    }
+
+    /// The agent has ended in the middle of its writes.
+    pub(super) fn has_crashed(&self) -> bool {
+        self.crash_at.is_some_and(|at| self.written >= at)
     }
 
     /// Checks everything, as [`engine::Maps::apply`] checks what each operation concerns.
@@ -239,7 +267,6 @@ impl Maps {
             && self.frontends.is_empty()
             && self.sources.is_empty()
             && self.vips.is_empty()
-            && self.targets.is_empty()
             && self.live().is_empty()
     }
 
@@ -260,7 +287,7 @@ impl Maps {
                 .collect(),
             sources: self.sources.iter().copied().collect(),
             vips: self.vips.iter().map(|(address, flags)| (*address, *flags)).collect(),
-            targets: self.targets.iter().map(|(word, bits)| (*word, *bits)).collect(),
+            filter: self.filter.iter().map(|(word, bits)| (*word, *bits)).collect(),
         }
     }
 }
@@ -277,6 +304,9 @@ impl engine::Maps for Maps {
 
     fn apply(&mut self, ops: &[Op]) -> Result<(), (usize, Self::Error)> {
         for (index, op) in ops.iter().enumerate() {
+            if self.has_crashed() {
+                return Err((index, "the agent has ended"));
+            }
             match &mut self.fail_after {
                 Some(0) => {
                     self.fail_after = None;
@@ -291,8 +321,16 @@ impl engine::Maps for Maps {
                 return Err((index, "the map is full"));
             }
             self.carry_out(op);
+            self.written += 1;
+            self.served += u32::from(matches!(op, Op::SetFrontend(_, frontend) if frontend.inside.len > 0));
         }
         Ok(())
+    }
+
+    fn sweep_filter(&mut self, used: FilterWords) -> Result<FilterWords, Self::Error> {
+        self.filter.clone_from(&used);
+        self.check();
+        Ok(used)
     }
 
     fn set_synced(&mut self) -> Result<(), Self::Error> {

@@ -10,6 +10,7 @@ mod maps;
 mod node_ports;
 mod objects;
 mod offloads;
+mod pools;
 mod ports;
 mod resolver;
 mod shop;

@@ -25,25 +25,29 @@ use tokio::{
 
 use self::{engine::Engine, links::Links, node::NodePortAddresses};
 use crate::{
+    balancer::{self, follow::News, local::Local},
     dns,
     health::{self, Health},
     interfaces::{self, InterfaceEvent, InterfaceOptions},
     kernel::{self, AttachMode, Dataplane, MASQUERADE_MARK, check::Verdict, view::Pins},
     masquerade,
     metrics::Metrics,
-    model::Change,
+    model::{Change, Claims},
     sockets::{self, Gone},
     source::{self, SourceError, SourceOptions},
     tables::Capacity,
 };
 
 pub mod engine;
+pub mod heap;
 mod links;
 mod maps;
 pub mod node;
 
 /// Services programmed before interface events get their turn.
 const SERVICES_A_STEP: usize = 256;
+/// Services programmed after which the heap is looked through for memory to give back, once there is nothing to do.
+const SERVICES_A_TRIM: usize = 10_000;
 /// Changes taken from the source at once.
 const CHANGES_A_STEP: usize = 4096;
 
@@ -75,6 +79,8 @@ pub struct Options {
     pub config_flags: u32,
     /// Honour `spec.externalIPs`.
     pub external_ips: bool,
+    /// Pools of addresses for Services of type LoadBalancer, and who may ask them.
+    pub pools: Option<(PathBuf, Claims)>,
     /// Prefixes of cluster IPs, if known.
     pub service_cidrs: Vec<IpNet>,
     /// Root of the pins.
@@ -99,6 +105,13 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     // A client that cannot be made is known before the kernel is touched.
     let source = connect(&options.source).await?;
+    let (balancer, pools, claims) = match &options.pools {
+        Some((file, claims)) => {
+            let (pools, news) = balancer::follow::start(file).context("cannot use the pools")?;
+            (Some(Local::new(pools)), Some(news), *claims)
+        }
+        None => (None, None, Claims::Nobody),
+    };
 
     let wanted = kernel::Options {
         bpffs: options.bpffs.clone(),
@@ -111,6 +124,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     };
     let (mut dataplane, observed) =
         Dataplane::start_with_object(&wanted, kernel::object::object()).context("cannot start the dataplane")?;
+    kernel::object::release();
     if let Some(log) = dataplane.take_log() {
         tokio::spawn(async move {
             if let Err(error) = log.pass_on().await {
@@ -141,6 +155,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let source_options = SourceOptions {
         node_name: options.node_name.clone(),
         external_ips: options.external_ips,
+        claims,
         names: options.dns.is_some(),
     };
     let source = source.start(source_options, changes_sender);
@@ -152,7 +167,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         ),
         None => None,
     };
-    let mut engine = Engine::new(engine::adopt(options.capacity, &observed), dataplane, metrics.clone());
+    let capacity = dataplane.capacity().context("cannot read the sizes of the maps")?;
+    let mut engine = Engine::new(engine::adopt(capacity, &observed), dataplane, metrics.clone());
     let dns = match &options.dns {
         Some(dns) => {
             engine.world_mut().serve_names();
@@ -160,6 +176,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         }
         None => None,
     };
+    // As large as all that is programmed, and of no use any more.
+    drop(observed);
     let agent = Agent {
         options,
         engine,
@@ -171,7 +189,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         node_ports,
         sockets,
         dns,
+        balancer,
+        pools,
         started: Instant::now(),
+        untrimmed: SERVICES_A_TRIM,
         changes,
         events,
     };
@@ -222,7 +243,12 @@ struct Agent {
     /// Who tells sockets that their backend is gone.
     sockets: Option<std::sync::mpsc::Sender<Vec<Gone>>>,
     dns: Option<dns::Handle>,
+    /// Gives addresses of pools to Services, before anybody else sees them.
+    balancer: Option<Local>,
+    pools: Option<mpsc::Receiver<News>>,
     started: Instant,
+    /// Services programmed since memory was given back.
+    untrimmed: usize,
     changes: mpsc::Receiver<Change>,
     events: mpsc::Receiver<InterfaceEvent>,
 }
@@ -258,9 +284,10 @@ impl Agent {
                     anyhow::bail!("the interface watcher ended although nobody stopped it");
                 }
                 Some(event) = self.events.recv() => self.interface(event),
+                Some(news) = next(&mut self.pools) => self.pools(news),
                 1.. = self.changes.recv_many(&mut batch, CHANGES_A_STEP) => {
                     self.health.changed(Instant::now());
-                    batch.drain(..).for_each(|change| self.change(change));
+                    batch.drain(..).for_each(|change| self.pass(change));
                     if let Some(dns) = &mut self.dns {
                         dns.follow(self.engine.world_mut());
                     }
@@ -278,7 +305,8 @@ impl Agent {
         let start = Instant::now();
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now_ms = self.now_ms();
-        self.engine.step(SERVICES_A_STEP, now_ms, i64::try_from(wall.as_millis()).unwrap_or(i64::MAX));
+        let wall_ms = i64::try_from(wall.as_millis()).unwrap_or(i64::MAX);
+        self.untrimmed += self.engine.step(SERVICES_A_STEP, now_ms, wall_ms);
         self.metrics.synced_in(start.elapsed(), wall);
         self.report();
     }
@@ -288,6 +316,10 @@ impl Agent {
         self.engine.tick(now_ms);
         self.links.retry(self.engine.maps(), &self.metrics, now_ms);
         self.report();
+        if self.untrimmed >= SERVICES_A_TRIM && self.engine.is_synced() && !self.engine.has_work() {
+            self.untrimmed = 0;
+            heap::give_back();
+        }
     }
 
     /// Tells health and sockets what the engine has come to.
@@ -309,6 +341,30 @@ impl Agent {
         self.node_ports.set(addresses, self.engine.health_ports());
     }
 
+    /// Takes a change of the source, and what it means for addresses out of pools.
+    fn pass(&mut self, change: Change) {
+        match &mut self.balancer {
+            Some(balancer) => balancer.pass(change).into_iter().for_each(|change| self.change(change)),
+            None => self.change(change),
+        }
+    }
+
+    /// Takes other pools, or notes that the file makes no sense.
+    fn pools(&mut self, news: News) {
+        let file = self.options.pools.as_ref().map(|(file, _)| file.display().to_string()).unwrap_or_default();
+        match news {
+            Ok(pools) => {
+                self.metrics.no_problem("File", &file);
+                self.health.changed(Instant::now());
+                let changes = self.balancer.as_mut().map(|balancer| balancer.set_pools(pools)).unwrap_or_default();
+                for change in changes {
+                    self.change(change);
+                }
+            }
+            Err(problem) => self.metrics.problem(&problem),
+        }
+    }
+
     fn change(&mut self, change: Change) {
         match &change {
             Change::Problem(problem) => self.metrics.problem(problem),
@@ -325,7 +381,7 @@ impl Agent {
                 }
                 self.health.set_leaving(leaving);
             }
-            Change::Synced => tracing::info!("Services and EndpointSlices have been listed"),
+            Change::Synced => {}
         }
         let node = matches!(change, Change::Node(_));
         self.engine.change(change);
@@ -368,6 +424,14 @@ impl Agent {
         let now_ms = self.now_ms();
         self.engine.set_node(context);
         self.engine.set_own_addresses(own, now_ms);
+    }
+}
+
+/// What comes next; nothing ever does where there is no sender.
+async fn next<T>(receiver: &mut Option<mpsc::Receiver<T>>) -> Option<T> {
+    match receiver {
+        Some(receiver) => receiver.recv().await,
+        None => std::future::pending().await,
     }
 }
 

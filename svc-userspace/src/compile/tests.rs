@@ -3,7 +3,7 @@
 use proptest::{collection::vec, prelude::*, sample::Index};
 
 use super::*;
-use crate::model::{Endpoint, ServicePort, SlicePort};
+use crate::model::{Endpoint, NameList, ServicePort, SlicePort};
 
 fn endpoint(address: &str) -> Endpoint {
     Endpoint {
@@ -12,8 +12,8 @@ fn endpoint(address: &str) -> Endpoint {
         serving: true,
         terminating: false,
         node: Some("other".into()),
-        hint_nodes: vec![],
-        hint_zones: vec![],
+        hint_nodes: NameList::default(),
+        hint_zones: NameList::default(),
     }
 }
 
@@ -39,6 +39,7 @@ fn service() -> Service {
         cluster_ips: vec!["10.96.0.1".parse().expect("an address")],
         external_ips: vec!["192.0.2.9".parse().expect("an address")],
         load_balancer_ips: vec!["203.0.113.1".parse().expect("an address"), "2001:db8::1".parse().expect("an address")],
+        claim: None,
         source_ranges: vec![],
         ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: Some(30080) }],
         external_local: false,
@@ -264,8 +265,8 @@ fn any_endpoint() -> impl Strategy<Value = Endpoint> {
             serving,
             terminating,
             node: node.map(Into::into),
-            hint_nodes,
-            hint_zones,
+            hint_nodes: hint_nodes.into_iter().collect(),
+            hint_zones: hint_zones.into_iter().collect(),
         })
 }
 

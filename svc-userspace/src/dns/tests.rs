@@ -18,7 +18,9 @@ use super::{
     zone::{Answer, TTL, Window, Zone},
 };
 use crate::{
-    model::{Change, Endpoint, Family, ObjectName, Protocol, Service, ServicePort, Slice, SlicePort, Unbalanced},
+    model::{
+        Change, Endpoint, Family, NameList, ObjectName, Protocol, Service, ServicePort, Slice, SlicePort, Unbalanced,
+    },
     world::World,
 };
 
@@ -66,6 +68,7 @@ fn service(of: &str, cluster_ips: &[IpAddr], ports: &[(&str, Protocol, u16)]) ->
         external_ips: vec![],
         load_balancer_ips: vec![],
         source_ranges: vec![],
+        claim: None,
         ports: ports
             .iter()
             .map(|&(name, protocol, port)| ServicePort { name: name.into(), protocol, port, node_port: None })
@@ -100,8 +103,8 @@ fn slice(of: &str, service: &str, endpoints: &[Spec], ports: &[(&str, Protocol, 
                 serving: ready,
                 terminating: false,
                 node: None,
-                hint_nodes: vec![],
-                hint_zones: vec![],
+                hint_nodes: NameList::default(),
+                hint_zones: NameList::default(),
             })
             .collect(),
         headless: true,

@@ -6,9 +6,13 @@
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
-use svc_common::{Cidr, Config, Interface, config::CONFIG_SYNCED, vip::SERVICE_CIDRS};
+use svc_common::{
+    Cidr, Config, Interface,
+    config::{CONFIG_BRIDGES, CONFIG_FILTER, CONFIG_SERVICE_CIDRS, CONFIG_SYNCED, INTERFACE_BRIDGE_PORT},
+    vip::SERVICE_CIDRS,
+};
 
-use crate::tables::{Capacity, Observed, Op};
+use crate::tables::{Capacity, FilterWords, Observed, Op};
 
 mod apply;
 mod attach;
@@ -19,6 +23,7 @@ mod cleanup;
 mod clsact;
 mod decode;
 mod error;
+mod filter;
 mod links;
 mod load;
 mod log;
@@ -128,7 +133,7 @@ impl Dataplane {
         layout.create()?;
 
         let load::Loaded { programs, adopted, log } = load::load(object, &layout, options)?;
-        let mut maps = maps::Maps::open(&layout)?;
+        let mut maps = maps::Maps::open(&layout, adopted)?;
         let cookie = sys::netns_cookie().map_err(|error| KernelError::Missing {
             what: "SO_NETNS_COOKIE".to_owned(),
             consequence: format!("the host's sockets cannot be told from those of pods ({error})"),
@@ -144,7 +149,9 @@ impl Dataplane {
             host_netns_cookie: cookie,
             masquerade_mark: MASQUERADE_MARK,
             flags: if options.cgroup.is_some() { options.config_flags } else { 0 }
-                | if adopted { previous.flags & CONFIG_SYNCED } else { 0 },
+                | if options.service_cidrs.is_empty() { 0 } else { CONFIG_SERVICE_CIDRS }
+                // Not CONFIG_FILTER: another release may have been at work since it was set.
+                | if adopted { previous.flags & (CONFIG_SYNCED | CONFIG_BRIDGES) } else { 0 },
         };
         maps.config.set(0, config, 0).map_err(|error| KernelError::map("CONFIG", error))?;
 
@@ -160,21 +167,42 @@ impl Dataplane {
         Ok((Self { layout, programs, maps, tcx, log, _lock: lock }, observed))
     }
 
+    /// What the maps hold: those of an earlier agent keep their sizes, whatever the options say.
+    pub fn capacity(&self) -> Result<Capacity, KernelError> {
+        maps::capacity(&self.layout)
+    }
+
     /// Applies operations in their order until one fails.
     pub fn apply(&mut self, operations: &[Op]) -> Result<(), ApplyError> {
         apply::apply(&mut self.maps, operations)
     }
 
-    /// Notes in CONFIG that every Service has been programmed once; the next start that adopts these maps keeps it.
+    /// Leaves in FILTER the bits of `used` and those that flows and sockets still need, which is what it returns.
+    pub fn sweep_filter(&mut self, used: FilterWords) -> Result<FilterWords, KernelError> {
+        filter::sweep(&self.layout, &mut self.maps, used)
+    }
+
+    /// Notes in CONFIG that every Service has been programmed once, which the next start that adopts these maps keeps, and that
+    /// FILTER is whole.
     pub fn set_synced(&mut self) -> Result<(), KernelError> {
+        self.set_flags(CONFIG_SYNCED | CONFIG_FILTER)
+    }
+
+    fn set_flags(&mut self, flags: u32) -> Result<(), KernelError> {
         let mut config: Config = self.maps.config.get(&0, 0).map_err(|error| KernelError::map("CONFIG", error))?;
-        config.flags |= CONFIG_SYNCED;
+        if config.flags & flags == flags {
+            return Ok(());
+        }
+        config.flags |= flags;
         self.maps.config.set(0, config, 0).map_err(|error| KernelError::map("CONFIG", error))
     }
 
     /// Attaches the classifiers to an interface, or replaces them atomically, and sets its scope. An error concerns this
     /// interface alone; nothing else has changed.
     pub fn set_interface(&mut self, interface: &InterfaceSpec) -> Result<(), KernelError> {
+        if interface.entry.flags & INTERFACE_BRIDGE_PORT != 0 {
+            self.set_flags(CONFIG_BRIDGES)?;
+        }
         self.maps
             .interfaces
             .insert(interface.index, interface.entry, 0)

@@ -12,6 +12,8 @@ mod read;
 
 use std::{path::PathBuf, sync::Arc};
 
+use crate::model::Claims;
+
 /// What every source has to know.
 #[derive(Clone, Debug)]
 pub struct SourceOptions {
@@ -22,6 +24,8 @@ pub struct SourceOptions {
     /// Report what DNS needs beside what is load-balanced: headless and `ExternalName` Services, those of other proxies,
     /// and the slices of headless ones.
     pub names: bool,
+    /// Who may ask the pools for an address.
+    pub claims: Claims,
 }
 
 /// A source cannot do its job at all.

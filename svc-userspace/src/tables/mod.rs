@@ -17,6 +17,7 @@ use crate::{
 };
 
 mod adopt;
+mod flat;
 mod ids;
 pub mod maglev;
 mod names;
@@ -28,9 +29,10 @@ mod slots;
 #[cfg(test)]
 mod tests;
 
+use flat::Flat;
 pub use ids::REST_MS;
 pub use names::{to_port_key, to_service_name};
-pub use refused::{Reason, Refused};
+pub use refused::{Reason, Refused, Resource};
 pub use slots::SLOT_REST_MS;
 
 /// A backend's entry in BACKENDS_V4/V6, the family being that of the address.
@@ -80,9 +82,12 @@ pub enum Op {
     SetVip(IpAddr, u32),
     /// VIPS: remove the entry.
     RemoveVip(IpAddr),
-    /// TARGETS: write a word of the filter.
-    WriteTargets(u32, u64),
+    /// FILTER: set these bits of a word, besides those that are set.
+    SetFilter(u32, u64),
 }
+
+/// Words of FILTER that are not zero, by number.
+pub type FilterWords = BTreeMap<u32, u64>;
 
 /// Everything found in the maps, by an agent that adopts them.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -100,8 +105,8 @@ pub struct Observed {
     pub sources: Vec<(u32, IpNet)>,
     /// VIPS_V4 and V6.
     pub vips: Vec<(IpAddr, u32)>,
-    /// Words of TARGETS that are not zero.
-    pub targets: Vec<(u32, u64)>,
+    /// Words of FILTER that are not zero.
+    pub filter: Vec<(u32, u64)>,
 }
 
 /// What the maps can hold.
@@ -158,7 +163,7 @@ pub struct Tables {
     service_ids: ids::Ids,
     backend_ids: ids::Ids,
     slots: slots::Slots,
-    services: HashMap<ObjectName, BTreeMap<PortKey, Port>>,
+    services: HashMap<ObjectName, Flat<PortKey, Port>>,
     keys: HashMap<u32, PortKey>,
     owners: HashMap<FrontendAddress, u32>,
     frontends_v4: u32,
@@ -177,17 +182,43 @@ pub struct Tables {
 #[derive(Debug, Default)]
 struct Port {
     id: u32,
-    backends: BTreeMap<SocketAddr, (u32, BackendValue)>,
+    backends: Flat<Place, Placed>,
     ranges: Vec<Range>,
     sources: BTreeSet<IpNet>,
-    frontends: BTreeMap<FrontendAddress, Frontend>,
+    frontends: Flat<FrontendAddress, Frontend>,
+}
+
+/// Address and port of a backend, *host order*: half as large as a `SocketAddr`, and in the same order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Place(IpAddr, u16);
+
+impl Place {
+    fn of(address: SocketAddr) -> Self {
+        Self(address.ip(), address.port())
+    }
+}
+
+/// A backend of a port as it is programmed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Placed {
+    id: u32,
+    generation: u32,
+    state: svc_common::BackendState,
+    local: bool,
+}
+
+impl Placed {
+    fn value(self, Place(address, port): Place, service: u32) -> BackendValue {
+        let Self { id: _, generation, state, local } = self;
+        BackendValue { address: SocketAddr::new(address, port), state, local, generation, service }
+    }
 }
 
 /// A consistent-hash table in SLOTS, shared by all frontends of the port that use the same set.
 #[derive(Debug, Clone, PartialEq)]
 struct Range {
     /// Ids of the backends, ascending.
-    set: Vec<u32>,
+    set: Box<[u32]>,
     slots: SlotRange,
 }
 
@@ -253,9 +284,24 @@ impl Tables {
         [ops.remove_vips, ops.set_vips].concat()
     }
 
+    /// Bits of FILTER that the programmed Services need.
+    pub fn filter(&self) -> FilterWords {
+        self.shared.filter()
+    }
+
+    /// Takes note of what FILTER holds after it was swept.
+    pub fn filter_swept(&mut self, words: FilterWords) {
+        self.shared.swept(words);
+    }
+
+    /// Number of bits of FILTER that no Service needs any more; flows may.
+    pub fn stale_bits(&self) -> u32 {
+        self.shared.stale_bits()
+    }
+
     /// Ids of the UDP ports of a Service as they are programmed.
     pub fn udp_ports(&self, service: &ObjectName) -> Vec<u32> {
-        let ports = self.services.get(service).into_iter().flatten();
+        let ports = self.services.get(service).into_iter().flat_map(Flat::iter);
         ports.filter(|(key, _)| key.protocol == Protocol::Udp).map(|(_, port)| port.id).collect()
     }
 

@@ -14,7 +14,7 @@ use crate::{
 };
 
 fn options() -> SourceOptions {
-    SourceOptions { node_name: "node-a".into(), external_ips: true, names: false }
+    SourceOptions { node_name: "node-a".into(), external_ips: true, claims: crate::model::Claims::Nobody, names: false }
 }
 
 /// `base` with the values of `over` laid over it; null removes.
