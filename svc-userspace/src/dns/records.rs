@@ -3,8 +3,13 @@
 //! It decides which records there are, and keeps them so that a question needs no search of the whole Service. It never
 //! writes a DNS message and knows no other Service.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
+use super::names::{from_dashes, with_dashes};
 use crate::{
     model::{ObjectName, Protocol, Slice, Unbalanced, is_label, is_object_label, is_port_label},
     world::World,
@@ -111,6 +116,18 @@ fn named_port(name: &str, protocol: Protocol, number: u16) -> Option<Port> {
 
 impl Members {
     fn of(slices: &[&Slice]) -> Self {
+        // Names that look like addresses: whoever is called by such an address shares that name.
+        let taken: HashSet<Arc<str>> =
+            slices.iter().flat_map(|slice| ready(slice)).filter_map(|it| it.hostname).collect();
+        let taken: HashSet<Arc<str>> = taken.into_iter().filter(|name| from_dashes(name).is_some()).collect();
+        let ready = |slice| {
+            ready(slice).map(|mut member| {
+                if member.hostname.is_none() && !taken.is_empty() {
+                    member.hostname = taken.get(&*with_dashes(member.address)).cloned();
+                }
+                member
+            })
+        };
         let mut all: Vec<Member> = slices.iter().flat_map(|slice| ready(slice)).collect();
         all.sort();
         all.dedup();
