@@ -97,7 +97,7 @@ impl Family {
     }
 }
 
-/// A Service that is load-balanced: headless and `ExternalName` Services never become one.
+/// A Service that is load-balanced: headless and `ExternalName` Services never become one, see [`Unbalanced`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Service {
     /// Name.
@@ -122,6 +122,22 @@ pub struct Service {
     pub affinity_seconds: Option<u32>,
     /// `spec.healthCheckNodePort`, *host order*.
     pub health_check_node_port: Option<u16>,
+}
+
+/// What names need to know of a Service that is not load-balanced here. A type of its own, so that none is ever compiled.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Unbalanced {
+    /// `clusterIP: None`: its endpoints are all there is.
+    Headless,
+    /// `type: ExternalName`: the name it stands for, letters, digits, hyphens, underscores and dots.
+    ExternalName(Arc<str>),
+    /// It has addresses which another proxy serves.
+    Elsewhere {
+        /// `spec.clusterIPs`.
+        cluster_ips: Vec<IpAddr>,
+        /// `spec.ports`.
+        ports: Vec<ServicePort>,
+    },
 }
 
 /// One entry of `spec.ports`.
@@ -192,6 +208,10 @@ pub struct Slice {
     pub ports: Vec<SlicePort>,
     /// `endpoints`.
     pub endpoints: Vec<Endpoint>,
+    /// Label `service.kubernetes.io/headless`: for names only, never load-balanced.
+    pub headless: bool,
+    /// `endpoints[].hostname` in the order of [`Slice::endpoints`], DNS labels; empty if none has one or names are not served.
+    pub hostnames: Vec<Option<Arc<str>>>,
     /// Annotation `endpoints.kubernetes.io/last-change-trigger-time`, milliseconds since 1970, for the latency metric.
     pub triggered_ms: Option<i64>,
 }
@@ -264,6 +284,7 @@ impl Slice {
     pub fn shrink(&mut self) {
         self.ports.shrink_to_fit();
         self.endpoints.shrink_to_fit();
+        self.hostnames.shrink_to_fit();
     }
 }
 
@@ -284,8 +305,10 @@ pub struct Node {
 /// reports the difference, deletions included.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
-    /// The Service is now this; `None`: it is gone, or no longer load-balanced.
+    /// The Service is now this; `None`: it is gone, or no longer used.
     Service(ObjectName, Option<Box<Service>>),
+    /// The Service is now this, and no longer load-balanced. Only where names are served.
+    Unbalanced(ObjectName, Box<Unbalanced>),
     /// The slice is now this; `None`: it is gone, or no longer used.
     Slice(ObjectName, Option<Box<Slice>>),
     /// The own node is now this; `None`: it was deleted.
@@ -310,4 +333,23 @@ pub struct Problem {
     pub field: String,
     /// What is wrong and what would be right.
     pub message: String,
+}
+
+/// Longest label of a DNS name, bytes.
+pub const MAX_LABEL: usize = 63;
+
+/// Whether a text is a label as names of hosts have it (RFC 1123): letters, digits and hyphens, none of these at an end.
+pub fn is_label(text: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    (1..=MAX_LABEL).contains(&text.len()) && text.bytes().all(inner) && !text.starts_with('-') && !text.ends_with('-')
+}
+
+/// Whether a name of an object can be in DNS: a label without capitals, so that no two objects have one name there.
+pub fn is_object_label(text: &str) -> bool {
+    is_label(text) && !text.bytes().any(|byte| byte.is_ascii_uppercase())
+}
+
+/// Whether a port's name can be in DNS: with an underscore before it, it must be a label still.
+pub fn is_port_label(text: &str) -> bool {
+    text.len() < MAX_LABEL && is_label(text)
 }

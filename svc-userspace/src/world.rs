@@ -6,19 +6,22 @@ use std::collections::{HashMap, HashSet};
 
 use crate::{
     compile::{NodeContext, PortTable, compile},
-    model::{Change, Node, ObjectName, Service, Slice},
+    model::{Change, Node, ObjectName, Service, Slice, Unbalanced},
 };
 
 /// The objects as last reported.
 #[derive(Debug, Default)]
 pub struct World {
     services: HashMap<ObjectName, Service>,
+    unbalanced: HashMap<ObjectName, Unbalanced>,
     slices: HashMap<ObjectName, Slice>,
     /// By Service, sorted.
     slices_of: HashMap<ObjectName, Vec<ObjectName>>,
     node: Option<Node>,
     context: NodeContext,
     dirty: HashSet<ObjectName>,
+    /// Services whose names may have changed; `None`: nobody asks.
+    renamed: Option<HashSet<ObjectName>>,
     synced: bool,
 }
 
@@ -32,6 +35,7 @@ impl World {
     pub fn apply(&mut self, change: Change) {
         match change {
             Change::Service(name, service) => {
+                let was_unbalanced = self.unbalanced.remove(&name).is_some();
                 let changed = match service {
                     Some(service) if self.services.get(&name) == Some(&*service) => false,
                     Some(mut service) => {
@@ -41,8 +45,21 @@ impl World {
                     }
                     None => self.services.remove(&name).is_some(),
                 };
+                if changed || was_unbalanced {
+                    self.rename(&name);
+                }
                 if changed {
                     self.dirty.insert(name);
+                }
+            }
+            Change::Unbalanced(name, service) => {
+                if self.services.remove(&name).is_some() {
+                    self.dirty.insert(name.clone());
+                    self.rename(&name);
+                }
+                if self.unbalanced.get(&name) != Some(&*service) {
+                    self.rename(&name);
+                    self.unbalanced.insert(name, *service);
                 }
             }
             Change::Slice(name, slice) => self.apply_slice(name, slice.map(|slice| *slice)),
@@ -66,7 +83,7 @@ impl World {
                     self.slices_of.remove(&old.service);
                 }
             }
-            self.dirty.insert(old.service);
+            self.touch(&old);
         }
         if let Some(mut slice) = slice {
             slice.shrink();
@@ -75,9 +92,35 @@ impl World {
                 names.reserve_exact(1);
                 names.insert(at, name.clone());
             }
-            self.dirty.insert(slice.service.clone());
+            self.touch(&slice);
             self.slices.insert(name, slice);
         }
+    }
+
+    /// A slice came, changed or went.
+    fn touch(&mut self, slice: &Slice) {
+        if !slice.headless {
+            self.dirty.insert(slice.service.clone());
+        }
+        self.rename(&slice.service);
+    }
+
+    fn rename(&mut self, name: &ObjectName) {
+        if let Some(renamed) = &mut self.renamed {
+            renamed.insert(name.clone());
+        }
+    }
+
+    /// From now on, [`World::take_renamed`] is asked.
+    pub fn serve_names(&mut self) {
+        self.renamed = Some(HashSet::new());
+    }
+
+    /// Services whose names may have to be made anew, sorted, Services that are gone included. Each is returned once.
+    pub fn take_renamed(&mut self) -> Vec<ObjectName> {
+        let mut renamed: Vec<_> = self.renamed.as_mut().map(std::mem::take).into_iter().flatten().collect();
+        renamed.sort_unstable();
+        renamed
     }
 
     /// Sets what compilation must know of this node; if it differs, every Service becomes dirty.
@@ -119,8 +162,18 @@ impl World {
         self.services.values()
     }
 
-    /// The slices of a Service, sorted by name. They may be there before the Service is.
+    /// A Service by name that only has names.
+    pub fn unbalanced(&self, name: &ObjectName) -> Option<&Unbalanced> {
+        self.unbalanced.get(name)
+    }
+
+    /// The slices of a Service that are load-balanced, sorted by name. They may be there before the Service is.
     pub fn slices_of(&self, service: &ObjectName) -> impl Iterator<Item = &Slice> {
+        self.every_slice_of(service).filter(|slice| !slice.headless)
+    }
+
+    /// The slices of a Service, sorted by name, headless ones included.
+    pub fn every_slice_of(&self, service: &ObjectName) -> impl Iterator<Item = &Slice> {
         self.slices_of.get(service).into_iter().flatten().filter_map(|name| self.slices.get(name))
     }
 
@@ -177,6 +230,8 @@ mod tests {
             family: Family::V4,
             ports: vec![SlicePort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }],
             endpoints: vec![endpoint],
+            headless: false,
+            hostnames: vec![],
             triggered_ms: None,
         };
         Change::Slice(name(text), Some(Box::new(slice)))

@@ -152,6 +152,8 @@ fn agents_slice(slice: &rules::Slice) -> Slice {
         family: if slice.is_ipv6 { Family::V6 } else { Family::V4 },
         ports: ports.collect(),
         endpoints: endpoints.collect(),
+        headless: false,
+        hostnames: vec![],
         triggered_ms: None,
     }
 }

@@ -98,6 +98,8 @@ fn slice(number: u32, version: u32) -> Change {
         family: Family::V4,
         ports: vec![SlicePort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }],
         endpoints: endpoints.collect(),
+        headless: false,
+        hostnames: vec![],
         triggered_ms: None,
     };
     Change::Slice(name(number), Some(Box::new(slice)))

@@ -43,6 +43,7 @@ impl World {
                 self.services.remove(&*name.name);
                 self.gone.insert(name.name.to_string());
             }
+            Change::Unbalanced(name, _) => panic!("{name}: nobody serves names"),
             Change::Slice(name, Some(slice)) => {
                 self.slices.insert(name.name.to_string(), *slice);
             }
@@ -127,7 +128,12 @@ impl Fixture {
 }
 
 fn options() -> SourceOptions {
-    SourceOptions { node_name: "node-a".into(), external_ips: false, claims: svc_userspace::model::Claims::Nobody }
+    SourceOptions {
+        node_name: "node-a".into(),
+        external_ips: false,
+        claims: svc_userspace::model::Claims::Nobody,
+        names: false,
+    }
 }
 
 fn service(name: &str, address: &str) -> Value {

@@ -200,7 +200,7 @@ fn examples_are_services_whose_ports_and_names_are_unique() {
         }
     }
     names.sort();
-    assert_eq!(names, ["api", "front", "orders", "web"]);
+    assert_eq!(names, ["api", "front", "members", "orders", "web"]);
     node_ports.sort_unstable();
     let all = node_ports.len();
     node_ports.dedup();

@@ -148,7 +148,7 @@ impl Agent {
 
     fn change(&mut self, change: Change) {
         let key = match &change {
-            Change::Service(name, _) => (0, name.clone()),
+            Change::Service(name, _) | Change::Unbalanced(name, _) => (0, name.clone()),
             Change::Slice(name, _) => (1, name.clone()),
             _ => return,
         };
@@ -243,8 +243,12 @@ pub fn run_crashing(bytes: &[u8], most: u32) -> Met {
 /// Everything that the bytes stand for; an agent ends after so many writes.
 fn run_to_the_end(bytes: &[u8], crash_at: Option<u32>) -> Met {
     let (capacity, actions) = actions(bytes);
-    let options =
-        SourceOptions { node_name: Arc::from("n1"), external_ips: true, claims: svc_userspace::model::Claims::Nobody };
+    let options = SourceOptions {
+        node_name: Arc::from("n1"),
+        external_ips: true,
+        claims: svc_userspace::model::Claims::Nobody,
+        names: true,
+    };
     let mut files = InMemory::new(options);
     let mut agent = Agent::new(capacity, node(3));
     agent.engine.maps().crash_at = crash_at;

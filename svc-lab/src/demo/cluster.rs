@@ -10,12 +10,13 @@ use crate::{
     manifests::{Manifests, target_port},
 };
 
-/// The four Services, told apart by their fields, not by their names.
+/// The five Services, told apart by their fields, not by their names.
 pub(super) struct Services {
     pub(super) cluster_ip: Service,
     pub(super) node_port: Service,
     pub(super) load_balancer: Service,
     pub(super) local: Service,
+    pub(super) headless: Service,
 }
 
 impl Services {
@@ -27,9 +28,12 @@ impl Services {
                 .iter()
                 .find(|object| {
                     let spec = &object["spec"];
-                    spec["type"].as_str().unwrap_or("ClusterIP") == kind
-                        && spec["externalTrafficPolicy"].as_str().unwrap_or("Cluster") == policy
-                        && spec["clusterIP"] != "None"
+                    let type_ = if spec["clusterIP"] == "None" {
+                        "headless"
+                    } else {
+                        spec["type"].as_str().unwrap_or("ClusterIP")
+                    };
+                    type_ == kind && spec["externalTrafficPolicy"].as_str().unwrap_or("Cluster") == policy
                 })
                 .map(|object| Service::from_object(complete(object.clone())))
                 .ok_or_else(|| anyhow!("{} holds no {what}", directory.display()))
@@ -39,6 +43,7 @@ impl Services {
             node_port: find("NodePort", "Cluster", "Service of type NodePort with externalTrafficPolicy Cluster")?,
             load_balancer: find("LoadBalancer", "Cluster", "Service of type LoadBalancer")?,
             local: find("NodePort", "Local", "Service of type NodePort with externalTrafficPolicy Local")?,
+            headless: find("headless", "Cluster", "headless Service")?,
         })
     }
 }
@@ -93,6 +98,10 @@ impl Service {
     pub(super) fn name(&self) -> &str {
         self.object["metadata"]["name"].as_str().unwrap_or_default()
     }
+
+    pub(super) fn namespace(&self) -> &str {
+        self.object["metadata"]["namespace"].as_str().unwrap_or_default()
+    }
 }
 
 /// What runs in the cluster.
@@ -107,6 +116,8 @@ pub(super) struct Shop {
     pub(super) front: [Pod; 2],
     /// Only on node 1.
     pub(super) api: Pod,
+    /// On node 1 and on node 2.
+    pub(super) members: [Pod; 2],
     pub(super) manifests: Manifests,
 }
 
@@ -121,6 +132,7 @@ impl Shop {
         let [web_1, web_2] = pair(&services.cluster_ip)?;
         let web_host = start(lab, &services.cluster_ip, 2, &format!("{}-host", services.cluster_ip.name()), true)?;
         let (orders, front) = (pair(&services.node_port)?, pair(&services.load_balancer)?);
+        let members = pair(&services.headless)?;
         let api = start(lab, &services.local, 1, &format!("{}-1", services.local.name()), false)?;
         let manifests = lab.manifests("manifests")?;
         let web = [web_1, web_2, web_host];
@@ -129,15 +141,16 @@ impl Shop {
             (&services.node_port, orders.iter().collect()),
             (&services.load_balancer, front.iter().collect()),
             (&services.local, vec![&api]),
+            (&services.headless, members.iter().collect()),
         ] {
             manifests.write(service.name(), &service.with(&pods))?;
         }
-        Ok(Self { services, client, web, orders, front, api, manifests })
+        Ok(Self { services, client, web, orders, front, api, members, manifests })
     }
 
     /// Every pod.
     pub(super) fn pods(&self) -> impl Iterator<Item = &Pod> {
-        let served = self.web.iter().chain(&self.orders).chain(&self.front);
+        let served = self.web.iter().chain(&self.orders).chain(&self.front).chain(&self.members);
         served.chain([&self.api, &self.client])
     }
 }

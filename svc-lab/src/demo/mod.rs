@@ -4,6 +4,7 @@
 
 mod cluster;
 mod interrupt;
+mod names;
 mod paths;
 mod table;
 
@@ -51,7 +52,7 @@ fn show(options: &Options, svc: &Path, services: cluster::Services) -> Result<()
     println!("Starting an agent on each node …");
     let mut agents = Vec::new();
     for node in lab.nodes() {
-        let mut agent = lab.agent(node.index, Source::Manifests(shop.manifests.path()), &[])?;
+        let mut agent = lab.agent(node.index, Source::Manifests(shop.manifests.path()), &[&names::argument(node)])?;
         agent.set_program(svc);
         agent.start()?;
         agents.push(agent);
@@ -60,7 +61,8 @@ fn show(options: &Options, svc: &Path, services: cluster::Services) -> Result<()
         agent.wait_ready()?;
     }
     println!();
-    let rows = paths::walk(&lab, &shop);
+    let mut rows = paths::walk(&lab, &shop);
+    rows.extend(names::walk(&lab, &shop));
     interrupt::hold();
     let (failed, total) = table::print(&rows)?;
     println!();

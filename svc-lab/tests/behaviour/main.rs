@@ -1,6 +1,7 @@
 //! What a Service does, row by row of `docs/behaviour.md`: real agents, real packets. Each file has the rows of one topic.
 
 mod adoption;
+mod dns;
 mod doors;
 mod feed;
 mod health;
@@ -11,6 +12,7 @@ mod objects;
 mod offloads;
 mod pools;
 mod ports;
+mod resolver;
 mod shop;
 mod slices;
 mod table;

@@ -65,7 +65,7 @@ fn octets(address: IpAddr) -> Vec<u8> {
     }
 }
 
-fn absent(shop: &Shop, feed: &Feed) -> Result<()> {
+fn absent(shop: &Shop, feed: &Feed, more: &[&str]) -> Result<()> {
     // Nobody but these Services knows these pods, and they never send or get a packet before the maps have been read.
     let (alone, called) = (shop.lab.pod(1, "alone")?, shop.lab.pod(1, "called")?);
     let headless = |name: &str, single: Value, list: Value| {
@@ -94,7 +94,7 @@ fn absent(shop: &Shop, feed: &Feed) -> Result<()> {
     feed.put("unlabelled", &unlabelled)?;
     feed.put("called", &left_over.with(&[&called]))?;
     feed.put("web", &service("web-name", 1).port(PORT, TARGET).with(&[&shop.a]))?;
-    let _agent = shop.lab.start_agent(1, feed.source(), &[&SMALL[..], &["--external-ips"]].concat())?;
+    let _agent = shop.lab.start_agent(1, feed.source(), &[&SMALL[..], &["--external-ips"], more].concat())?;
     let expected = lead_to(doors(Kind::ClusterIp, &cluster_ips(1), PORT, &BOTH), &["a"]);
     shop.shows(&expected)?;
 
@@ -122,11 +122,23 @@ fn absent(shop: &Shop, feed: &Feed) -> Result<()> {
 #[test]
 fn headless_services_and_external_names_are_in_no_map_by_manifests() -> Result<()> {
     let shop = Shop::open()?;
-    absent(&shop, &Feed::manifests(&shop)?)
+    absent(&shop, &Feed::manifests(&shop)?, &[])
 }
 
 #[test]
 fn headless_services_and_external_names_are_in_no_map_by_the_api() -> Result<()> {
     let shop = Shop::open()?;
-    absent(&shop, &Feed::api(&shop)?)
+    absent(&shop, &Feed::api(&shop)?, &[])
+}
+
+#[test]
+fn they_are_in_no_map_where_dns_is_served_by_manifests() -> Result<()> {
+    let shop = Shop::open()?;
+    absent(&shop, &Feed::manifests(&shop)?, &["--dns", "127.0.0.1:53"])
+}
+
+#[test]
+fn they_are_in_no_map_where_dns_is_served_by_the_api() -> Result<()> {
+    let shop = Shop::open()?;
+    absent(&shop, &Feed::api(&shop)?, &["--dns", "127.0.0.1:53"])
 }

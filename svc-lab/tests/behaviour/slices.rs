@@ -154,7 +154,7 @@ fn services_that_share_their_endpoints_do_not_share_their_fate() -> Result<()> {
     all_answer(&shop, 3, &servers)
 }
 
-fn headless_slices(shop: &Shop, feed: &Feed) -> Result<()> {
+fn headless_slices(shop: &Shop, feed: &Feed, more: &[&str]) -> Result<()> {
     let web = service("web", 1).port(PORT, TARGET);
     let put = |headless: bool| {
         let mut slices = renamed(web.slices(&[&shop.b]), "other");
@@ -165,7 +165,7 @@ fn headless_slices(shop: &Shop, feed: &Feed) -> Result<()> {
     };
     feed.put("web", &web.with(&[&shop.a]))?;
     put(true)?;
-    let _agent = shop.agent(feed.source(), &[])?;
+    let _agent = shop.agent(feed.source(), more)?;
     for headless in [true, false, true, false] {
         put(headless)?;
         let count = if headless { 4 } else { 8 };
@@ -183,13 +183,19 @@ fn headless_slices(shop: &Shop, feed: &Feed) -> Result<()> {
 #[test]
 fn a_slice_counts_while_it_is_not_labelled_headless_in_manifests() -> Result<()> {
     let shop = Shop::open()?;
-    headless_slices(&shop, &Feed::manifests(&shop)?)
+    headless_slices(&shop, &Feed::manifests(&shop)?, &[])
 }
 
 #[test]
 fn a_slice_counts_while_it_is_not_labelled_headless_in_the_api() -> Result<()> {
     let shop = Shop::open()?;
-    headless_slices(&shop, &Feed::api(&shop)?)
+    headless_slices(&shop, &Feed::api(&shop)?, &[])
+}
+
+#[test]
+fn a_slice_counts_while_it_is_not_labelled_headless_where_dns_is_served() -> Result<()> {
+    let shop = Shop::open()?;
+    headless_slices(&shop, &Feed::api(&shop)?, &["--dns", "127.0.0.1:53"])
 }
 
 #[test]

@@ -123,12 +123,13 @@ impl<M: Maps> Engine<M> {
     /// Takes note of a change.
     pub fn change(&mut self, change: Change) {
         match &change {
-            Change::Service(..) => self.metrics.service_change(),
+            Change::Service(..) | Change::Unbalanced(..) => self.metrics.service_change(),
             Change::Slice(name, slice) => {
                 self.metrics.endpoint_change();
                 match slice {
                     Some(slice) => {
-                        let triggered = slice.triggered_ms.filter(|&ms| self.triggers.seen.get(name) != Some(&ms));
+                        let triggered = slice.triggered_ms.filter(|_| !slice.headless);
+                        let triggered = triggered.filter(|&ms| self.triggers.seen.get(name) != Some(&ms));
                         if let Some(ms) = triggered {
                             self.triggers.seen.insert(name.clone(), ms);
                             // What was there before this agent says nothing about its speed.
@@ -166,6 +167,11 @@ impl<M: Maps> Engine<M> {
     /// The objects.
     pub fn world(&self) -> &World {
         &self.world
+    }
+
+    /// The objects, for what follows their names.
+    pub fn world_mut(&mut self) -> &mut World {
+        &mut self.world
     }
 
     /// The maps, for what does not concern Services.
@@ -342,6 +348,10 @@ impl<M: Maps> Engine<M> {
         self.retry(now_ms);
         self.note_synced();
         self.tables.expire(now_ms);
+        if self.complete && self.queue.is_empty() {
+            // Changes that concern no map are done with as well.
+            self.metrics.set_pending_to_none();
+        }
         let is_stale = self.tables.stale_bits() > MOST_STALE_BITS && now_ms >= self.sweep_ms;
         if is_stale && self.synced && self.waiting.is_empty() {
             self.sweep_ms = now_ms + SWEEP_MS;

@@ -26,6 +26,7 @@ use tokio::{
 use self::{engine::Engine, links::Links, node::NodePortAddresses};
 use crate::{
     balancer::{self, follow::News, local::Local},
+    dns,
     health::{self, Health},
     interfaces::{self, InterfaceEvent, InterfaceOptions},
     kernel::{self, AttachMode, Dataplane, MASQUERADE_MARK, check::Verdict, view::Pins},
@@ -90,6 +91,8 @@ pub struct Options {
     pub metrics_address: SocketAddr,
     /// Health server.
     pub healthz_address: SocketAddr,
+    /// The DNS server, if there is to be one.
+    pub dns: Option<dns::Options>,
     /// Entries of each flow table.
     pub flows: u32,
     /// Sizes of the other maps.
@@ -149,8 +152,12 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let (events_sender, events) = mpsc::channel(1024);
     let watched = InterfaceOptions { uplinks: options.uplinks.clone(), pod_patterns: options.pod_patterns.clone() };
     let interfaces = tokio::spawn(interfaces::run(watched, events_sender));
-    let source_options =
-        SourceOptions { node_name: options.node_name.clone(), external_ips: options.external_ips, claims };
+    let source_options = SourceOptions {
+        node_name: options.node_name.clone(),
+        external_ips: options.external_ips,
+        claims,
+        names: options.dns.is_some(),
+    };
     let source = source.start(source_options, changes_sender);
 
     // Without socket hooks, nobody has redirected a socket.
@@ -161,7 +168,14 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         None => None,
     };
     let capacity = dataplane.capacity().context("cannot read the sizes of the maps")?;
-    let engine = Engine::new(engine::adopt(capacity, &observed), dataplane, metrics.clone());
+    let mut engine = Engine::new(engine::adopt(capacity, &observed), dataplane, metrics.clone());
+    let dns = match &options.dns {
+        Some(dns) => {
+            engine.world_mut().serve_names();
+            Some(dns::start(dns.clone(), metrics.dns()).context("cannot start the DNS server")?)
+        }
+        None => None,
+    };
     // As large as all that is programmed, and of no use any more.
     drop(observed);
     let agent = Agent {
@@ -174,6 +188,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         metrics,
         node_ports,
         sockets,
+        dns,
         balancer,
         pools,
         started: Instant::now(),
@@ -227,6 +242,7 @@ struct Agent {
     node_ports: health::node_ports::Handle,
     /// Who tells sockets that their backend is gone.
     sockets: Option<std::sync::mpsc::Sender<Vec<Gone>>>,
+    dns: Option<dns::Handle>,
     /// Gives addresses of pools to Services, before anybody else sees them.
     balancer: Option<Local>,
     pools: Option<mpsc::Receiver<News>>,
@@ -272,6 +288,9 @@ impl Agent {
                 1.. = self.changes.recv_many(&mut batch, CHANGES_A_STEP) => {
                     self.health.changed(Instant::now());
                     batch.drain(..).for_each(|change| self.pass(change));
+                    if let Some(dns) = &mut self.dns {
+                        dns.follow(self.engine.world_mut());
+                    }
                 }
                 () = std::future::ready(()), if work => self.step(),
             }
@@ -350,7 +369,9 @@ impl Agent {
         match &change {
             Change::Problem(problem) => self.metrics.problem(problem),
             Change::Readable(file) => self.metrics.no_problem("File", file),
-            Change::Service(name, _) => self.metrics.no_problem("Service", &name.to_string()),
+            Change::Service(name, _) | Change::Unbalanced(name, _) => {
+                self.metrics.no_problem("Service", &name.to_string());
+            }
             Change::Slice(name, _) => self.metrics.no_problem("EndpointSlice", &name.to_string()),
             Change::Node(node) => {
                 let leaving = node.as_ref().map_or(self.node_seen, |node| node.leaving);

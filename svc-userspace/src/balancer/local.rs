@@ -42,11 +42,12 @@ impl Local {
                 self.given.remove(&name);
                 if self.synced { self.settle() } else { Vec::new() }
             }
-            Change::Service(name, service) => {
-                let claimed = self.claims.remove(&name).is_some();
-                self.services.remove(&name);
-                self.given.remove(&name);
-                let mut changes = vec![Change::Service(name, service)];
+            // What is not load-balanced any more gives its addresses back.
+            Change::Service(ref name, _) | Change::Unbalanced(ref name, _) => {
+                let claimed = self.claims.remove(name).is_some();
+                self.services.remove(name);
+                self.given.remove(name);
+                let mut changes = vec![change];
                 if claimed && self.synced {
                     changes.extend(self.settle());
                 }

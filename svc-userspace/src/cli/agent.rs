@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::Context;
 use clap::{ArgGroup, ValueEnum, builder::BoolishValueParser};
+use hickory_proto::rr::Name;
 use ipnet::IpNet;
 use svc_common::{
     config::{CONFIG_SOCKET_HOST, CONFIG_SOCKET_PODS_TCP, CONFIG_SOCKET_PODS_UDP},
@@ -17,7 +18,8 @@ use svc_common::{
 use super::preflight;
 use crate::{
     agent::{self, node::NodePortAddresses},
-    model::{Claims, Family},
+    dns::{self, upstream::Upstream},
+    model::{Claims, Family, is_label},
     tables::Capacity,
 };
 
@@ -77,6 +79,19 @@ pub struct AgentArgs {
     /// Where /healthz and /livez are served
     #[arg(long, env = "SVC_HEALTHZ_ADDRESS", value_name = "ADDR:PORT", default_value = "0.0.0.0:10256")]
     pub healthz_address: SocketAddr,
+    /// Serve DNS for pods there, over UDP and TCP: names of the cluster, everything else by this node's resolvers; an
+    /// address of this node, repeat for more
+    #[arg(long = "dns", env = "SVC_DNS", value_name = "ADDR:PORT", value_delimiter = ',')]
+    pub dns: Vec<SocketAddr>,
+    /// Domain of the cluster's names
+    #[arg(long, env = "SVC_DNS_CLUSTER_DOMAIN", value_name = "DOMAIN", default_value = "cluster.local", value_parser = parse_domain)]
+    pub dns_cluster_domain: Name,
+    /// Resolver that is asked for all other names; repeat for more [default: those of --dns-resolv-conf]
+    #[arg(long = "dns-upstream", env = "SVC_DNS_UPSTREAM", value_name = "ADDR[:PORT]", value_delimiter = ',', value_parser = parse_resolver)]
+    pub dns_upstreams: Vec<SocketAddr>,
+    /// File that lists these resolvers; read again when it changes
+    #[arg(long, env = "SVC_DNS_RESOLV_CONF", value_name = "FILE", default_value = "/etc/resolv.conf")]
+    pub dns_resolv_conf: PathBuf,
     /// Connections remembered, per family; the least recently used one makes room
     #[arg(long, env = "SVC_FLOWS", value_name = "N", default_value_t = 262_144, value_parser = at_least(1024))]
     pub flows: u32,
@@ -149,6 +164,35 @@ fn parse_xdp(text: &str) -> Result<Xdp, String> {
     }
 }
 
+fn parse_domain(text: &str) -> Result<Name, String> {
+    let bare = text.strip_suffix('.').unwrap_or(text);
+    if !bare.split('.').all(is_label) {
+        return Err("use labels of letters, digits and inner hyphens, such as cluster.local".to_owned());
+    }
+    Name::from_ascii(format!("{bare}.").to_ascii_lowercase()).map_err(|error| error.to_string())
+}
+
+fn parse_resolver(text: &str) -> Result<SocketAddr, String> {
+    let with_port = text.parse().or_else(|_| text.parse().map(|address: IpAddr| SocketAddr::new(address, 53)));
+    with_port.map_err(|_| format!("{text:?} is no address: write it like 192.0.2.1, 192.0.2.1:53 or [2001:db8::1]:53"))
+}
+
+/// What the DNS server has to be told, if there is to be one.
+fn dns_options(args: &AgentArgs) -> anyhow::Result<Option<dns::Options>> {
+    if let Some(every) = args.dns.iter().find(|address| address.ip().is_unspecified()) {
+        anyhow::bail!("--dns: {every} is every address: name one of this node's, which answers can come from");
+    }
+    if args.dns.is_empty() {
+        return Ok(None);
+    }
+    let upstream = if args.dns_upstreams.is_empty() {
+        Upstream::File(args.dns_resolv_conf.clone())
+    } else {
+        Upstream::Given(args.dns_upstreams.clone())
+    };
+    Ok(Some(dns::Options { addresses: args.dns.clone(), domain: args.dns_cluster_domain.clone(), upstream }))
+}
+
 fn parse_node_port_addresses(text: &str) -> Result<NodePortAddresses, String> {
     if text == "primary" {
         return Ok(NodePortAddresses::Primary);
@@ -179,6 +223,7 @@ pub fn run(bpffs: PathBuf, args: AgentArgs) -> anyhow::Result<()> {
         (None, kubeconfig) => agent::Source::Kubernetes(kubeconfig.clone()),
     };
     check_service_cidrs(&args.service_cidrs).context("cannot start the agent")?;
+    let dns = dns_options(&args).context("cannot start the agent")?;
     let cgroup = match args.socket_lb {
         SocketLb::Off => None,
         _ => Some(preflight::cgroup(args.cgroup.as_deref()).context("cannot start the agent")?),
@@ -202,6 +247,7 @@ pub fn run(bpffs: PathBuf, args: AgentArgs) -> anyhow::Result<()> {
         cgroup,
         metrics_address: args.metrics_address,
         healthz_address: args.healthz_address,
+        dns,
         flows: args.flows,
         capacity: Capacity {
             services: args.services,

@@ -56,6 +56,8 @@ fn slice(name: &str, port: u16, endpoints: Vec<Endpoint>) -> Slice {
         family: Family::V4,
         ports: vec![SlicePort { name: "http".into(), protocol: Protocol::Tcp, port }],
         endpoints,
+        headless: false,
+        hostnames: vec![],
         triggered_ms: None,
     }
 }

@@ -25,6 +25,7 @@ use prometheus_client::{
 
 use crate::{
     agent::heap,
+    dns,
     health::server,
     kernel::view::{Snapshot, ViewError},
     model::{ObjectName, Problem},
@@ -61,6 +62,7 @@ pub struct Metrics {
     refused: Family<[Label; 2], Gauge>,
     usage: Family<[Label; 2], Gauge>,
     capacity: Family<[Label; 1], Gauge>,
+    dns: Arc<dns::metrics::Counters>,
 }
 
 impl Metrics {
@@ -89,6 +91,7 @@ impl Metrics {
             refused: Family::default(),
             usage: Family::default(),
             capacity: Family::default(),
+            dns: Arc::default(),
         };
         let registry = metrics.register();
         metrics.registry = registry;
@@ -153,9 +156,15 @@ impl Metrics {
         r.register("svc_refused_ports", "Ports of a Service that are not programmed, by Service", self.refused.clone());
         r.register("svc_table_usage", "Ids, entries and slots in use or resting, by table", self.usage.clone());
         r.register("svc_table_capacity", "Most of them that can be in use, by table", self.capacity.clone());
+        self.dns.register(r);
         let version = vec![("version", env!("CARGO_PKG_VERSION"))];
         r.register("svc_build", "Version of the agent", Info::new(version));
         registry
+    }
+
+    /// What the DNS server counts.
+    pub fn dns(&self) -> Arc<dns::metrics::Counters> {
+        self.dns.clone()
     }
 
     /// Everything as OpenMetrics text. Reads the maps: not for a thread that must not wait.

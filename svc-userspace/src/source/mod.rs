@@ -21,6 +21,9 @@ pub struct SourceOptions {
     pub node_name: Arc<str>,
     /// Honour `spec.externalIPs` (anybody who may write a Service can take traffic of any address with them).
     pub external_ips: bool,
+    /// Report what DNS needs beside what is load-balanced: headless and `ExternalName` Services, those of other proxies,
+    /// and the slices of headless ones.
+    pub names: bool,
     /// Who may ask the pools for an address.
     pub claims: Claims,
 }

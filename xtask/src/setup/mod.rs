@@ -33,6 +33,7 @@ const RUN_PROGRAMS: &[(&str, &str)] = &[
     ("ping", "iputils-ping"),
     ("ethtool", "ethtool"),
     ("bpftool", "bpftool"),
+    ("dig", "bind9-dnsutils"),
 ];
 
 /// Installs everything that is missing and says what there is.

@@ -113,6 +113,8 @@ fn slice(of: &str, endpoints: &[[u8; 4]], triggered_ms: Option<i64>) -> Change {
         family: Family::V4,
         ports: vec![SlicePort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }],
         endpoints: endpoints.iter().map(endpoint).collect(),
+        headless: false,
+        hostnames: vec![],
         triggered_ms,
     };
     Change::Slice(name(of), Some(Box::new(slice)))

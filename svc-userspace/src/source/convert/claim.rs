@@ -67,7 +67,7 @@ mod tests {
         model::{Claims, Problem},
         source::{
             SourceOptions,
-            convert::{Outcome, convert_value},
+            convert::{AnyService, Outcome, convert_value},
             names::Names,
         },
     };
@@ -82,9 +82,10 @@ mod tests {
             },
         });
         change(&mut object);
-        let options = SourceOptions { node_name: "node-a".into(), external_ips: false, claims };
+        let options = SourceOptions { node_name: "node-a".into(), external_ips: false, claims, names: false };
         let converted = convert_value::<v1::Service>(object, &options, &mut Names::default());
         let Outcome::Use(service) = converted.outcome else { panic!("{:?}", converted.problems) };
+        let AnyService::Balanced(service) = *service else { panic!("load-balanced") };
         (service.claim, converted.problems)
     }
 

@@ -6,10 +6,10 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 
-use crate::model::Protocol;
+use crate::model::{MAX_LABEL, Protocol, is_label};
 
-/// Longest name of a Service, a namespace or a port (RFC 1123 label), bytes.
-pub(super) const MAX_LABEL: usize = 63;
+/// Longest name in DNS, bytes as it is written.
+const MAX_NAME: usize = 253;
 
 /// An address that packets can carry.
 fn address(text: &str) -> Result<IpAddr, String> {
@@ -80,6 +80,16 @@ pub(super) fn label(name: &str) -> Result<(), String> {
         return Err(format!("{} characters are too many: left out; use at most {MAX_LABEL}", name.len()));
     }
     Ok(())
+}
+
+/// A name of a host: labels, which may have underscores, with dots between them and perhaps one at the end.
+pub(super) fn host_name(name: &str) -> Result<&str, String> {
+    let bare = name.strip_suffix('.').unwrap_or(name);
+    let is_good = |label: &str| is_label(&label.replace('_', "x"));
+    if bare.len() > MAX_NAME || !bare.split('.').all(is_good) {
+        return Err(format!("{name:?} is not a DNS name: no records; write it like www.example.com"));
+    }
+    Ok(bare)
 }
 
 /// A source range; the host part is cleared.

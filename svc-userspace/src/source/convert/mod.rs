@@ -11,6 +11,7 @@ mod slice;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::service::AnyService;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 

@@ -1,11 +1,12 @@
-//! Services: addresses, ports, policies. Headless, `ExternalName` and other proxies' Services are none of ours.
+//! Services: addresses, ports, policies. Headless, `ExternalName` and other proxies' Services are none of ours, except where
+//! names are served.
 
 use std::{collections::HashSet, net::IpAddr};
 
 use k8s_openapi::api::core::v1;
 
 use super::{Context, Convert, claim::claim, fields};
-use crate::model::{Family, ObjectName, Service, ServicePort};
+use crate::model::{Family, ObjectName, Service, ServicePort, Unbalanced, is_object_label};
 
 /// Label of Services that another proxy serves, whatever its value.
 const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
@@ -14,8 +15,17 @@ const AFFINITY_SECONDS: u32 = 10_800;
 /// Longest `timeoutSeconds` that Kubernetes allows.
 const MAX_AFFINITY_SECONDS: u32 = 86_400;
 
+/// A Service, whatever becomes of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum AnyService {
+    /// It is load-balanced here.
+    Balanced(Box<Service>),
+    /// It only has names.
+    Unbalanced(Unbalanced),
+}
+
 impl Convert for v1::Service {
-    type Model = Service;
+    type Model = AnyService;
     const KIND: &'static str = "Service";
     const NAMESPACED: bool = true;
     const ESSENTIAL: &'static [&'static str] = &[
@@ -30,16 +40,18 @@ impl Convert for v1::Service {
         "status.loadBalancer.ingress",
     ];
 
-    fn convert(&self, name: &ObjectName, context: &mut Context<'_>) -> Option<Service> {
+    fn convert(&self, name: &ObjectName, context: &mut Context<'_>) -> Option<AnyService> {
         let labels = self.metadata.labels.as_ref();
-        if labels.is_some_and(|labels| labels.contains_key(OTHER_PROXY)) {
+        let is_elsewhere = labels.is_some_and(|labels| labels.contains_key(OTHER_PROXY));
+        if is_elsewhere && !context.options.names {
             return None;
         }
         let Some(spec) = &self.spec else {
             context.problem("spec", "missing: Service left out; give it clusterIPs and ports");
             return None;
         };
-        if spec.type_.as_deref() == Some("ExternalName") || headless(spec) {
+        let is_external = spec.type_.as_deref() == Some("ExternalName");
+        if (is_external || headless(spec)) && !context.options.names {
             return None;
         }
         for (field, value) in [("metadata.name", &name.name), ("metadata.namespace", &name.namespace)] {
@@ -48,10 +60,22 @@ impl Convert for v1::Service {
                 return None;
             }
         }
+        if context.options.names {
+            check_names(spec, name, context);
+        }
+        if is_external {
+            return external_name(spec, context).map(AnyService::Unbalanced);
+        }
+        if headless(spec) {
+            return Some(AnyService::Unbalanced(Unbalanced::Headless));
+        }
         let cluster_ips = cluster_ips(spec, context);
         if cluster_ips.is_empty() {
             context.problem("spec.clusterIPs", "no usable address: Service left out; give it one for each IP family");
             return None;
+        }
+        if is_elsewhere {
+            return Some(AnyService::Unbalanced(Unbalanced::Elsewhere { cluster_ips, ports: ports(spec, context) }));
         }
         let families: Vec<Family> = cluster_ips.iter().copied().map(Family::of).collect();
         let external_ips = if context.options.external_ips {
@@ -62,7 +86,7 @@ impl Convert for v1::Service {
         let load_balancer_ips = virtual_addresses(ingress_addresses(self, context), &families, context);
         let source_ranges = source_ranges(spec, context);
         let ports = ports(spec, context);
-        Some(Service {
+        Some(AnyService::Balanced(Box::new(Service {
             name: name.clone(),
             external_ips,
             load_balancer_ips,
@@ -74,7 +98,36 @@ impl Convert for v1::Service {
             affinity_seconds: affinity(spec, context),
             health_check_node_port: optional_port("spec.healthCheckNodePort", spec.health_check_node_port, context),
             cluster_ips,
-        })
+        })))
+    }
+}
+
+/// Reports names that are no labels: they have no records.
+fn check_names(spec: &v1::ServiceSpec, name: &ObjectName, context: &mut Context<'_>) {
+    for (field, value) in [("metadata.name", &name.name), ("metadata.namespace", &name.namespace)] {
+        if !is_object_label(value) {
+            context.problem(field, format!("{value:?} cannot be in DNS: no records; use a-z, 0-9 and inner hyphens"));
+        }
+    }
+    for (i, port) in spec.ports.iter().flatten().enumerate() {
+        let name = port.name.as_deref().unwrap_or_default();
+        if !name.is_empty() && !crate::model::is_port_label(name) {
+            let message =
+                format!("{name:?} cannot be in DNS: no SRV record; use at most 62 of a-z, 0-9 and inner hyphens");
+            context.problem(format!("spec.ports[{i}].name"), message);
+        }
+    }
+}
+
+/// The name that an `ExternalName` Service stands for.
+fn external_name(spec: &v1::ServiceSpec, context: &mut Context<'_>) -> Option<Unbalanced> {
+    let name = spec.external_name.as_deref().unwrap_or_default();
+    match fields::host_name(name) {
+        Ok(name) => Some(Unbalanced::ExternalName(name.into())),
+        Err(message) => {
+            context.problem("spec.externalName", message);
+            None
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::{collections::HashSet, sync::Arc};
 use k8s_openapi::api::discovery::v1;
 
 use super::{Context, Convert, fields};
-use crate::model::{Endpoint, Family, ObjectName, Slice, SlicePort};
+use crate::model::{Endpoint, Family, ObjectName, Slice, SlicePort, is_label};
 
 /// Label that names the Service.
 const SERVICE: &str = "kubernetes.io/service-name";
@@ -22,7 +22,8 @@ impl Convert for v1::EndpointSlice {
 
     fn convert(&self, name: &ObjectName, context: &mut Context<'_>) -> Option<Slice> {
         let label = |key: &str| self.metadata.labels.as_ref().and_then(|labels| labels.get(key));
-        if label(HEADLESS).is_some() {
+        let headless = label(HEADLESS).is_some();
+        if headless && !context.options.names {
             return None;
         }
         let service = label(SERVICE).filter(|service| !service.is_empty())?;
@@ -44,8 +45,14 @@ impl Convert for v1::EndpointSlice {
         let service = ObjectName { namespace: name.namespace.clone(), name: context.names.intern(service) };
         let ports = ports(self, context);
         let endpoints = self.endpoints.iter().flatten().enumerate();
-        let endpoints = endpoints.filter_map(|(i, entry)| endpoint(i, entry, family, context)).collect();
-        Some(Slice { name: name.clone(), service, family, ports, endpoints, triggered_ms: triggered(self, context) })
+        let endpoints = endpoints
+            .filter_map(|(i, entry)| Some((endpoint(i, entry, family, context)?, hostname(i, entry, context))));
+        let (endpoints, mut hostnames): (Vec<_>, Vec<_>) = endpoints.unzip();
+        if hostnames.iter().all(Option::is_none) {
+            hostnames = Vec::new();
+        }
+        let triggered_ms = triggered(self, context);
+        Some(Slice { name: name.clone(), service, family, ports, endpoints, headless, hostnames, triggered_ms })
     }
 }
 
@@ -108,6 +115,17 @@ fn endpoint(i: usize, entry: &v1::Endpoint, family: Family, context: &mut Contex
         hint_nodes,
         hint_zones,
     })
+}
+
+/// The name of an endpoint below that of its Service.
+fn hostname(i: usize, entry: &v1::Endpoint, context: &mut Context<'_>) -> Option<Arc<str>> {
+    let name = entry.hostname.as_deref().filter(|name| context.options.names && !name.is_empty())?;
+    if !is_label(name) {
+        let message = format!("{name:?} cannot be in DNS: called by its address; use a-z, 0-9 and inner hyphens");
+        context.problem(format!("endpoints[{i}].hostname"), message);
+        return None;
+    }
+    Some(name.into())
 }
 
 /// Time of the change behind this version, milliseconds since 1970.

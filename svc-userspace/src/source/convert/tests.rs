@@ -7,14 +7,14 @@ use k8s_openapi::api::{
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::{Outcome, convert_value};
+use super::{AnyService, Outcome, convert_value};
 use crate::{
-    model::{Family, Node, Problem, Protocol, Service, Slice},
+    model::{Family, Node, Problem, Protocol, Service, Slice, Unbalanced},
     source::{SourceOptions, names::Names},
 };
 
 fn options() -> SourceOptions {
-    SourceOptions { node_name: "node-a".into(), external_ips: true, claims: crate::model::Claims::Nobody }
+    SourceOptions { node_name: "node-a".into(), external_ips: true, claims: crate::model::Claims::Nobody, names: false }
 }
 
 /// `base` with the values of `over` laid over it; null removes.
@@ -47,8 +47,24 @@ fn service_with(over: &Value) -> (Outcome<Service>, Vec<Problem>) {
             "ports": [{"name": "http", "port": 80, "protocol": "TCP", "nodePort": 30080}],
         },
     });
-    let converted = convert_value::<ApiService>(merged(base, over), &options(), &mut Names::default());
+    let (outcome, problems) = any_service_with(merged(base, over), &options());
+    (balanced(outcome), problems)
+}
+
+fn any_service_with(value: Value, options: &SourceOptions) -> (Outcome<AnyService>, Vec<Problem>) {
+    let converted = convert_value::<ApiService>(value, options, &mut Names::default());
     (converted.outcome, converted.problems)
+}
+
+fn balanced(outcome: Outcome<AnyService>) -> Outcome<Service> {
+    match outcome {
+        Outcome::Use(service) => match *service {
+            AnyService::Balanced(service) => Outcome::Use(service),
+            AnyService::Unbalanced(service) => panic!("not load-balanced: {service:?}"),
+        },
+        Outcome::Unused => Outcome::Unused,
+        Outcome::Unreadable => Outcome::Unreadable,
+    }
 }
 
 fn slice_with(over: &Value) -> (Outcome<Slice>, Vec<Problem>) {
@@ -236,7 +252,7 @@ fn external_addresses_are_off_by_default() {
     let off = SourceOptions { external_ips: false, ..options() };
     let converted = convert_value::<ApiService>(value, &off, &mut Names::default());
     assert!(converted.problems.is_empty(), "what is not honoured is not judged");
-    let Outcome::Use(service) = converted.outcome else { panic!("used") };
+    let Outcome::Use(service) = balanced(converted.outcome) else { panic!("used") };
     assert_eq!((service.external_ips.len(), &*service.name.namespace), (0, "default"));
 }
 
@@ -453,4 +469,83 @@ proptest! {
             }
         }
     }
+}
+
+fn with_names() -> SourceOptions {
+    SourceOptions { names: true, ..options() }
+}
+
+#[test]
+fn where_names_are_served_services_that_are_not_balanced_are_kept_apart() {
+    let service = |spec: Value, labels: Value| {
+        let value = json!({"metadata": {"name": "web", "namespace": "shop", "labels": labels}, "spec": spec});
+        any_service_with(value, &with_names())
+    };
+    let ports = json!([{"name": "http", "port": 80}]);
+    for (spec, labels, want) in [
+        (json!({"clusterIP": "None", "ports": ports}), json!({}), Unbalanced::Headless),
+        (
+            json!({"type": "ExternalName", "externalName": "Www.example.com.", "clusterIP": "10.0.0.1"}),
+            json!({}),
+            Unbalanced::ExternalName("Www.example.com".into()),
+        ),
+        (
+            json!({"clusterIP": "10.0.0.1", "ports": ports}),
+            json!({"service.kubernetes.io/service-proxy-name": "other"}),
+            Unbalanced::Elsewhere {
+                cluster_ips: vec!["10.0.0.1".parse().unwrap()],
+                ports: vec![crate::model::ServicePort {
+                    name: "http".into(),
+                    protocol: Protocol::Tcp,
+                    port: 80,
+                    node_port: None,
+                }],
+            },
+        ),
+    ] {
+        let found = used(service(spec.clone(), labels), &[], &spec);
+        assert_eq!(found, AnyService::Unbalanced(want));
+    }
+    for bad in ["", ".", "a..b", "-a.b", &"x.".repeat(200)] {
+        let (outcome, problems) = service(json!({"type": "ExternalName", "externalName": bad}), json!({}));
+        assert!(matches!(outcome, Outcome::Unused), "{bad}");
+        assert_eq!(problems[0].field, "spec.externalName");
+    }
+}
+
+#[test]
+fn names_that_cannot_be_in_dns_are_reported_and_the_service_is_balanced_all_the_same() {
+    let value = json!({
+        "metadata": {"name": "Web_1", "namespace": "shop"},
+        "spec": {"clusterIP": "10.0.0.1", "ports": [{"name": "x".repeat(63), "port": 80}]},
+    });
+    let case = Value::Null;
+    let found = used(any_service_with(value.clone(), &with_names()), &["metadata.name", "spec.ports[0].name"], &case);
+    assert!(matches!(found, AnyService::Balanced(_)));
+    used(any_service_with(value, &options()), &[], &case);
+}
+
+#[test]
+fn where_names_are_served_headless_slices_are_marked_and_hostnames_kept() {
+    let value = json!({
+        "metadata": {"name": "web-1", "namespace": "shop", "labels": {
+            "kubernetes.io/service-name": "web", "service.kubernetes.io/headless": "",
+        }},
+        "addressType": "IPv4",
+        "endpoints": [
+            {"addresses": ["10.1.0.1"], "hostname": "web-0"},
+            {"addresses": ["junk"], "hostname": "web-1"},
+            {"addresses": ["10.1.0.3"]},
+            {"addresses": ["10.1.0.4"], "hostname": "web_3"},
+        ],
+    });
+    let convert = |options: &SourceOptions| {
+        let converted = convert_value::<EndpointSlice>(value.clone(), options, &mut Names::default());
+        (converted.outcome, converted.problems)
+    };
+    let slice = used(convert(&with_names()), &["endpoints[1].addresses[0]", "endpoints[3].hostname"], &value);
+    assert!(slice.headless);
+    assert_eq!(slice.hostnames, [Some("web-0".into()), None, None]);
+    assert_eq!(slice.endpoints.len(), 3);
+    assert!(matches!(convert(&options()), (Outcome::Unused, _)));
 }

@@ -14,7 +14,7 @@ use k8s_openapi::api::{
 
 use super::{Closed, Shared, errors, pause::Pause, tolerant::Tolerant, tracker::Tracker};
 use crate::model::{self, Change, ObjectName};
-use crate::source::convert::{Convert, convert};
+use crate::source::convert::{AnyService, Convert, convert};
 
 /// A list whose next page takes longer than this is asked for again.
 const LIST_TIMEOUT: Duration = Duration::from_mins(1);
@@ -33,8 +33,12 @@ pub(super) trait Followed:
 impl Followed for Service {
     const SYNC: bool = true;
 
-    fn change(name: ObjectName, object: Option<Box<model::Service>>) -> Change {
-        Change::Service(name, object)
+    fn change(name: ObjectName, object: Option<Box<AnyService>>) -> Change {
+        match object.map(|object| *object) {
+            Some(AnyService::Balanced(service)) => Change::Service(name, Some(service)),
+            Some(AnyService::Unbalanced(service)) => Change::Unbalanced(name, Box::new(service)),
+            None => Change::Service(name, None),
+        }
     }
 }
 

@@ -67,8 +67,14 @@ pub async fn run(
     changes: mpsc::Sender<Change>,
 ) -> Result<(), SourceError> {
     let base = watcher::Config::default().page_size(PAGE_SIZE);
-    let services = base.clone().labels("!service.kubernetes.io/service-proxy-name").fields("spec.clusterIP!=None");
-    let slices = base.clone().labels("!service.kubernetes.io/headless");
+    let (services, slices) = if options.names {
+        (base.clone(), base.clone())
+    } else {
+        (
+            base.clone().labels("!service.kubernetes.io/service-proxy-name").fields("spec.clusterIP!=None"),
+            base.clone().labels("!service.kubernetes.io/headless"),
+        )
+    };
     let node = base.fields(&format!("metadata.name={}", options.node_name));
     let closed = changes.clone();
     let shared = Shared { options, names: Mutex::default(), changes, unlisted: AtomicUsize::new(2) };

@@ -18,10 +18,10 @@ use super::{
     watch::Dirty,
 };
 use crate::{
-    model::{Change, Node, ObjectName, Problem, Service, Slice},
+    model::{Change, Node, ObjectName, Problem, Slice},
     source::{
         SourceOptions,
-        convert::{Convert, Converted, Outcome, convert_value},
+        convert::{AnyService, Convert, Converted, Outcome, convert_value},
         names::Names,
     },
 };
@@ -39,7 +39,7 @@ type Key = (Kind, ObjectName);
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Object {
     Node(Box<Node>),
-    Service(Box<Service>),
+    Service(Box<AnyService>),
     Slice(Box<Slice>),
 }
 
@@ -378,7 +378,10 @@ fn title((kind, name): &Key) -> String {
 fn change((_, name): &Key, object: &Object) -> Change {
     match object {
         Object::Node(node) => Change::Node(Some(node.clone())),
-        Object::Service(service) => Change::Service(name.clone(), Some(service.clone())),
+        Object::Service(service) => match &**service {
+            AnyService::Balanced(service) => Change::Service(name.clone(), Some(service.clone())),
+            AnyService::Unbalanced(service) => Change::Unbalanced(name.clone(), Box::new(service.clone())),
+        },
         Object::Slice(slice) => Change::Slice(name.clone(), Some(slice.clone())),
     }
 }

@@ -1,0 +1,136 @@
+//! A DNS server of this node: names of the cluster from the agent's own model, everything else from the node's resolvers.
+//!
+//! `docs/dns.md` has the whole. The server has a thread and a runtime of its own, which owns the zone; whoever knows of a
+//! change sends it. It never touches a map, and nothing of it keeps the agent waiting.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use hickory_proto::rr::Name;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use self::{
+    metrics::Counters,
+    records::Records,
+    server::Server,
+    upstream::{Upstream, Upstreams},
+    zone::Zone,
+};
+use crate::{model::ObjectName, world::World};
+
+pub mod answer;
+pub mod cache;
+mod forward;
+pub mod limit;
+pub mod metrics;
+pub mod names;
+pub mod records;
+mod server;
+mod share;
+mod tcp;
+#[cfg(test)]
+mod tests;
+pub mod upstream;
+pub mod zone;
+
+/// Changes taken at once.
+const CHANGES_A_TURN: usize = 1024;
+/// How often the file with the resolvers is looked at.
+const RESOLVERS_EVERY: Duration = Duration::from_secs(2);
+
+/// What the server has to be told.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where it listens, over UDP and TCP. Each is an address of this node's, never the unspecified one: an answer must
+    /// come from the address that was asked.
+    pub addresses: Vec<SocketAddr>,
+    /// The cluster domain.
+    pub domain: Name,
+    /// Who is asked for everything else.
+    pub upstream: Upstream,
+}
+
+/// A change of the zone.
+enum Update {
+    Set(ObjectName, Option<Records>),
+    Complete,
+}
+
+/// The server, for whoever knows of changes. The server ends with it.
+#[derive(Debug)]
+pub struct Handle {
+    updates: UnboundedSender<Update>,
+    complete: bool,
+}
+
+impl Handle {
+    /// Tells what has become of the names of all Services that changed.
+    pub fn follow(&mut self, world: &mut World) {
+        for name in world.take_renamed() {
+            let records = Records::of(world, &name);
+            self.send(Update::Set(name, records));
+        }
+        if world.is_synced() && !self.complete {
+            self.complete = true;
+            self.send(Update::Complete);
+        }
+    }
+
+    fn send(&self, update: Update) {
+        if self.updates.send(update).is_err() {
+            tracing::error!("dns: the server's thread has ended");
+        }
+    }
+}
+
+/// Starts the server.
+pub fn start(options: Options, counters: Arc<Counters>) -> std::io::Result<Handle> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (updates, changes) = unbounded_channel();
+    std::thread::Builder::new().name("svc-dns".to_owned()).spawn(move || {
+        let local = tokio::task::LocalSet::new();
+        local.block_on(&runtime, serve(options, counters, changes));
+    })?;
+    Ok(Handle { updates, complete: false })
+}
+
+async fn serve(options: Options, counters: Arc<Counters>, mut changes: UnboundedReceiver<Update>) {
+    // Serial numbers grow from one agent to the next.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let serial = u32::try_from(now.as_secs() & u64::from(u32::MAX)).unwrap_or_default();
+    let own: BTreeSet<IpAddr> = options.addresses.iter().map(SocketAddr::ip).collect();
+    let server = Server::new(Zone::new(options.domain, own.into_iter().collect(), serial), counters);
+    let connections = tcp::shares();
+    for &address in &options.addresses {
+        tokio::task::spawn_local(server.clone().serve_udp(address));
+        tokio::task::spawn_local(tcp::serve(server.clone(), address, connections.clone()));
+    }
+    tokio::task::spawn_local(follow_resolvers(server.clone(), Upstreams::new(options.upstream, options.addresses)));
+
+    let mut batch = Vec::new();
+    while changes.recv_many(&mut batch, CHANGES_A_TURN).await > 0 {
+        let mut zone = server.zone.borrow_mut();
+        server.counters.zone_changed(batch.len(), 0);
+        for update in batch.drain(..) {
+            match update {
+                Update::Set(name, records) => zone.set(&name, records),
+                Update::Complete => zone.set_complete(),
+            }
+        }
+        server.counters.zone_changed(0, zone.len());
+    }
+}
+
+async fn follow_resolvers(server: Rc<Server>, mut upstreams: Upstreams) {
+    loop {
+        if let Some(resolvers) = upstreams.changed() {
+            server.forwarder.set_resolvers(&resolvers);
+        }
+        tokio::time::sleep(RESOLVERS_EVERY).await;
+    }
+}
