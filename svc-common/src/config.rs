@@ -20,9 +20,14 @@ pub const CONFIG_SOCKET_HOST: u32 = 1 << 0;
 pub const CONFIG_SOCKET_PODS_TCP: u32 = 1 << 1;
 /// UDP sockets of pods are translated at connect and sendmsg.
 pub const CONFIG_SOCKET_PODS_UDP: u32 = 1 << 2;
+/// The programs masquerade flows that open from now on; otherwise nftables does.
+pub const CONFIG_MASQUERADE: u32 = 1 << 3;
 /// The agent has programmed every Service once. The programs never read it; it stays set while the dataplane forwards
 /// without an agent, because the maps stay complete.
 pub const CONFIG_SYNCED: u32 = 1 << 16;
+/// The agent has reserved the ports of [`crate::masquerade`]; RESERVED says which of them were reserved before. The programs
+/// never read it.
+pub const CONFIG_PORTS_RESERVED: u32 = 1 << 17;
 
 /// Value of INTERFACES; the key is the interface index in the host's network namespace.
 #[repr(C)]

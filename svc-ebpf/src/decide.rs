@@ -2,7 +2,7 @@
 
 use svc_common::{
     BackendState, Flow, FlowKey, FlowState, Frontend, FrontendKey, Hook, Reason, Scope,
-    flow::{FLOW_DIRECT, FLOW_HAIRPIN},
+    flow::{FLOW_DIRECT, FLOW_HAIRPIN, FLOW_MASQUERADED},
     flow_hash,
     frontend::{FLAG_HOST_ONLY, FLAG_INSIDE_DROP, FLAG_OUTSIDE_DROP, FLAG_SOURCE_RANGES},
 };
@@ -130,7 +130,7 @@ fn frontend<A: Ip, T: Decisions<A>>(tables: &mut T, key: &FlowKey<A>) -> Option<
 #[inline(always)]
 fn keeps_backend<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>, first_in_tick: bool) -> bool {
     let (packet, flow) = (&scratch.packet, &scratch.flow);
-    if flow.flags & FLOW_HAIRPIN != 0 {
+    if flow.flags & (FLOW_HAIRPIN | FLOW_MASQUERADED) != 0 {
         return true;
     }
     if packet.is_connection() {

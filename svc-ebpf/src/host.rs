@@ -19,6 +19,7 @@ use crate::{
     ingress::ingress,
     ip::{Fragment, Header, Ip},
     link::{self, Network},
+    masquerade::{Outcome, Task, masquerade, try_port},
     open::{Attempt, attempt},
     packet::Packet,
     scratch::Scratch,
@@ -91,6 +92,12 @@ impl Frame for HostFrame {
     fn mark(&mut self, bits: u32) {
         self.mark |= bits;
     }
+
+    fn take_mark(&mut self, bits: u32) -> bool {
+        let was_set = self.mark & bits != 0;
+        self.mark &= !bits;
+        was_set
+    }
 }
 
 /// The maps of one family.
@@ -122,6 +129,10 @@ pub struct HostTables<A> {
     pub interface: Interface,
     /// CONFIG's mark.
     pub masquerade_mark: u32,
+    /// CONFIG: the programs masquerade new flows.
+    pub programs_masquerade: bool,
+    /// MASQUERADE, for the interface all packets leave by.
+    pub masquerade_source: Option<A>,
     /// The clock, in units of 2^30 ns.
     pub now: u32,
     /// Packets counted by service id.
@@ -144,6 +155,8 @@ impl<A: Ip> Default for HostTables<A> {
             fragments: HashMap::new(),
             interface: Interface::default(),
             masquerade_mark: 0,
+            programs_masquerade: false,
+            masquerade_source: None,
             now: 1,
             counted: HashMap::new(),
         }
@@ -203,6 +216,7 @@ fn empty_scratch<A: Ip>() -> Scratch<A> {
         flow: Flow::empty(),
         entry: Entry { key, flow: Flow::empty() },
         found: Flow::empty(),
+        other: Entry { key, flow: Flow::empty() },
         frontend: Frontend::default(),
         range: svc_common::SlotRange::default(),
         interface: Interface::default(),
@@ -302,6 +316,27 @@ impl<A: Ip + std::hash::Hash> Tables<A> for HostTables<A> {
 
     fn interface(&mut self) -> Interface {
         self.interface
+    }
+
+    fn release_flow(&mut self, key: &FlowKey<A>, last_seen: u32) -> bool {
+        let is_same = self.flows.get(key).is_some_and(|flow| flow.last_seen == last_seen);
+        is_same && self.flows.remove(key).is_some()
+    }
+
+    fn masquerade_source(&mut self) -> Option<A> {
+        self.masquerade_source
+    }
+
+    fn programs_masquerade(&mut self) -> bool {
+        self.programs_masquerade
+    }
+
+    fn masquerade(&mut self, scratch: &mut Scratch<A>, task: Task) -> Outcome {
+        masquerade(self, scratch, task)
+    }
+
+    fn try_port(&mut self, scratch: &mut Scratch<A>, number: u32) -> Outcome {
+        try_port(self, scratch, number)
     }
 
     fn masquerade_mark(&mut self) -> u32 {

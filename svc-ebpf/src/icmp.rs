@@ -8,12 +8,14 @@
 //!   backend: it becomes the head's source and the error's destination.
 //! * egress: somebody complains about a request we translated (client → backend). The reply entry (backend → client)
 //!   gives the VIP: it becomes the head's destination, and the error's source if that is the backend itself. A router's
-//!   address is left alone, or traceroute would lie.
+//!   address is left alone, or traceroute would lie. Likewise the entry that masquerades (client → backend) gives the node:
+//!   that one becomes the error's source in any case, as nobody beyond it is known to the backend.
+//! * ingress, about a masqueraded request: the inbound entry gives the client, and the egress program the rest.
 //!
 //! The transport checksum inside the head is left alone: receivers match heads by addresses and ports, and most heads
 //! are cut before the data it covers.
 
-use svc_common::{Flow, FlowKey, Hook, Ports, Reason, protocol};
+use svc_common::{Flow, FlowKey, Hook, Ports, Reason, flow::FLOW_MASQUERADED, protocol};
 
 use crate::{
     Verdict,
@@ -122,7 +124,10 @@ fn write<A: Ip, F: Frame>(
     let covered = covered.replace(&old_ports, &new_ports);
     frame.fix_checksum(checksum, covered, Covered::Payload, false)?;
 
-    if outer_old == old {
+    // Of a masqueraded flow nobody beyond this node is known to the backend.
+    let is_masqueraded = hook == Hook::Egress && flow.flags & FLOW_MASQUERADED != 0;
+    if outer_old == old || is_masqueraded {
+        let addresses = A::change(outer_old, new);
         A::fix_header(frame, outer.offset, addresses)?;
         frame.put(outer.offset + outer_at, new)?;
         if A::VERSION == 6 {

@@ -3,7 +3,8 @@
 use svc_common::{
     Hook, Reason, Scope,
     config::INTERFACE_BRIDGE_PORT,
-    flow::{FLOW_DIRECT, FLOW_MASQUERADE},
+    flow::{FLOW_DIRECT, FLOW_MASQUERADE, FLOW_MASQUERADED, FLOW_OWN_PORT},
+    masquerade::PROGRAM_MARK,
 };
 
 use crate::{
@@ -57,11 +58,13 @@ fn forward<A: Ip, F: Frame, T: Tables<A>>(
 ) -> Verdict {
     let Scratch { packet, flow, fragment, .. } = scratch;
     packet.remember_fragment(tables, Hook::Ingress, fragment);
-    if flow.flags & FLOW_DIRECT == 0 {
+    if flow.flags & (FLOW_DIRECT | FLOW_MASQUERADED) == 0 {
         tables.count(flow, frame.size(), is_new);
     }
     if flow.flags & FLOW_MASQUERADE != 0 {
         frame.mark(tables.masquerade_mark());
+    } else if flow.flags & FLOW_OWN_PORT != 0 {
+        frame.mark(PROGRAM_MARK);
     }
     match rewrite(frame, packet, Side::Destination, flow) {
         Some(()) => Verdict::Pass,

@@ -10,7 +10,8 @@
 //! frame is *rewritten* ([`rewrite`]), checksums by difference ([`checksum`]).
 //!
 //! **Egress rewrites sources.** A packet that goes out is parsed the same way; if the reply entry of a flow matches, its
-//! source becomes the address the client had asked for ([`egress`]).
+//! source becomes the address the client had asked for ([`egress`]). Where nftables does not do it, what goes from outside to
+//! another node gets an address of this one as its source ([`masquerade`]).
 //!
 //! ICMP errors carry the head of the packet they complain about; [`icmp`] translates that head, and the outer addresses,
 //! with the same entries, so that path-MTU discovery reaches the real sender.
@@ -47,6 +48,7 @@ pub mod icmp;
 pub mod ingress;
 pub mod ip;
 pub mod link;
+pub mod masquerade;
 pub mod nowhere;
 pub mod open;
 pub mod packet;

@@ -25,6 +25,8 @@ pub struct Scratch<A> {
     pub entry: Entry<A>,
     /// The value of another flow's entry, while it is looked at.
     pub found: Flow<A>,
+    /// The other entry of that flow.
+    pub other: Entry<A>,
     /// The frontend a new flow is addressed to.
     pub frontend: Frontend,
     /// The slots that policy grants its client; not empty.

@@ -5,9 +5,18 @@ use svc_common::{
     SocketBackend, SocketKey, SocketPeer,
 };
 
-use crate::{decide::Decision, open::Attempt, scratch::Scratch};
+use crate::{
+    decide::Decision,
+    masquerade::{Outcome, Task},
+    open::Attempt,
+    scratch::Scratch,
+};
 #[cfg(doc)]
-use crate::{decide::decide, open::attempt};
+use crate::{
+    decide::decide,
+    masquerade::{masquerade, try_port},
+    open::attempt,
+};
 
 /// What became of an entry that was to be made only if absent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +75,17 @@ pub trait Tables<A>: Decisions<A> {
     fn remember_fragment(&mut self, key: &FragmentKey<A>, ports: Ports);
     /// INTERFACES: the interface the packet arrived on; an unknown one is outside.
     fn interface(&mut self) -> Interface;
-    /// CONFIG: the mark of packets to be masqueraded.
+    /// FLOWS: removes an entry if its time is still `last_seen`; true for one alone of those who ask at the same time.
+    fn release_flow(&mut self, key: &FlowKey<A>, last_seen: u32) -> bool;
+    /// MASQUERADE: the address of this node that packets get which leave by the interface.
+    fn masquerade_source(&mut self) -> Option<A>;
+    /// CONFIG: true if the programs masquerade new flows.
+    fn programs_masquerade(&mut self) -> bool;
+    /// Calls [`masquerade()`] with these tables; a function of its own, as below.
+    fn masquerade(&mut self, scratch: &mut Scratch<A>, task: Task) -> Outcome;
+    /// Calls [`try_port()`] with these tables; likewise.
+    fn try_port(&mut self, scratch: &mut Scratch<A>, number: u32) -> Outcome;
+    /// CONFIG: the mark of packets that nftables masquerades.
     fn masquerade_mark(&mut self) -> u32;
     /// Calls [`attempt()`] with these tables. The kernel makes it a function that the verifier walks once by itself,
     /// instead of once for every way that leads there.

@@ -68,6 +68,7 @@ fn every_option_of_the_agent_is_in_its_help_with_its_environment_variable() {
         "pod-interfaces",
         "nodeport-addresses",
         "socket-lb",
+        "masquerade",
         "xdp",
         "external-ips",
         "bpffs",

@@ -19,7 +19,7 @@ use aya::{
 };
 use svc_common::{
     AffinityKey, Backend, Cidr, Config, Counters, Flow, FlowKey, FragmentKey, FrontendKey, Interface, Reason, SlotLine,
-    SourcePrefix, source_range::SERVICE_BITS,
+    SourcePrefix, config::CONFIG_MASQUERADE, flow::FLOW_MASQUERADED, source_range::SERVICE_BITS,
 };
 use svc_ebpf::{Verdict, host::HostTables};
 use svc_fuzz::{
@@ -50,6 +50,8 @@ struct Met {
     turned: u32,
     /// Packets that the kernel does not take at all.
     refused: u32,
+    /// Entries of flows that the programs masquerade.
+    masqueraded: usize,
     /// Cases cut short because the clock moved on while a packet was under way.
     cut: u32,
 }
@@ -130,7 +132,8 @@ impl Kernel {
         let mut line = SlotLine::default();
         line.backends[..world.v4.slots.len()].copy_from_slice(&world.v4.slots);
         self.map::<Array<_, SlotLine>>("SLOTS").set(0, line, 0).unwrap();
-        let config = Config { masquerade_mark: MARK, ..Config::default() };
+        let flags = if world.v4.programs_masquerade { CONFIG_MASQUERADE } else { 0 };
+        let config = Config { masquerade_mark: MARK, flags, ..Config::default() };
         self.map::<Array<_, Config>>("CONFIG").set(0, config, 0).unwrap();
         self.map::<HashMap<_, u32, Interface>>("INTERFACES").insert(INTERFACE, world.v4.interface, 0).unwrap();
     }
@@ -156,6 +159,8 @@ impl Kernel {
             backends.set(*id, backend, 0).unwrap();
         }
         self.write(&name("VIPS"), &tables.vips);
+        let source = tables.masquerade_source.map(|source| (INTERFACE, source));
+        self.write(&name("MASQUERADE"), &source.into_iter().collect());
         let mut cidrs: Array<_, Cidr<A>> = self.map(&name("SERVICE_CIDRS"));
         for (index, cidr) in (0..).zip(&tables.service_cidrs) {
             cidrs.set(index, *cidr, 0).unwrap();
@@ -213,6 +218,9 @@ impl Kernel {
         let (mut out, mut context) = (vec![0; 4096], vec![0; SKB_LEN]);
         let mut options = TestRunOptions::new();
         options.data_in = Some(&packet.bytes);
+        let mut sent = vec![0; SKB_LEN];
+        sent[SKB_MARK..SKB_MARK + 4].copy_from_slice(&packet.mark.to_ne_bytes());
+        options.ctx_in = Some(&sent);
         options.data_out = Some(&mut out);
         options.ctx_out = Some(&mut context);
         let result = program.test_run(options).ok()?;
@@ -242,6 +250,10 @@ fn assert_entries<K: Debug + Eq + Hash + Copy, V: Debug + PartialEq + Copy>(
 fn now() -> u32 {
     let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE).unwrap();
     (std::time::Duration::from(time).as_nanos() >> 30) as u32
+}
+
+fn masqueraded<A: Plan>(tables: &HostTables<A>) -> usize {
+    tables.flows.values().filter(|flow| flow.flags & FLOW_MASQUERADED != 0).count()
 }
 
 /// Runs a case in the kernel and on the host, and compares everything.
@@ -297,6 +309,7 @@ fn compare(kernel: &mut Kernel, case: &Case, met: &mut Met) {
             last.remember(&packet, &outcome);
         }
     }
+    met.masqueraded += masqueraded(&world.v4) + masqueraded(&world.v6);
     kernel.assert_same(&world.v4);
     kernel.assert_same(&world.v6);
     for (index, service) in SERVICES.iter().enumerate() {
@@ -315,6 +328,7 @@ fn the_programs_do_what_the_host_build_does() {
     println!("{met:?}");
     // The comparison is worth something only if the packets exercise what is compared.
     assert!(met.translated > 1000 && met.dropped > 200 && met.turned > 100 && met.cut < 60, "{met:?}");
+    assert!(met.masqueraded > 40, "{met:?}");
 }
 
 #[test]

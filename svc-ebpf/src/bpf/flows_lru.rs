@@ -1,5 +1,7 @@
 //! FLOWS as LRU hash maps.
 
+use core::intrinsics::{AtomicOrdering, atomic_cxchg};
+
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
     btf_maps::LruHashMap,
@@ -27,6 +29,8 @@ pub(super) trait FlowTable: Address {
     fn write(key: &FlowKey<Self>, flow: &Flow<Self>, only_if_absent: bool) -> Insert;
     /// Removes an entry.
     fn remove(key: &FlowKey<Self>);
+    /// Removes an entry whose time is still `last_seen`; true for one alone of those who try.
+    fn release(key: &FlowKey<Self>, last_seen: u32) -> bool;
 }
 
 macro_rules! family {
@@ -72,6 +76,21 @@ macro_rules! family {
             fn remove(key: &FlowKey<Self>) {
                 // Absent already is as good as removed.
                 let _ = $map.remove(key);
+            }
+
+            #[inline(always)]
+            fn release(key: &FlowKey<Self>, last_seen: u32) -> bool {
+                let Some(entry) = $map.get_ptr_mut(key) else { return false };
+                // SAFETY: the field is 4 aligned bytes of the map's memory. Whoever moves the time on has the entry; to the
+                // others it is young.
+                let (_, moved) = unsafe {
+                    atomic_cxchg::<u32, { AtomicOrdering::AcqRel }, { AtomicOrdering::Acquire }>(
+                        &raw mut (*entry).last_seen,
+                        last_seen,
+                        coarse_now(),
+                    )
+                };
+                moved && $map.remove(key).is_ok()
             }
         }
     };

@@ -173,4 +173,17 @@ impl Frame for SkbFrame {
         // SAFETY: `mark` is a writable field of the context.
         unsafe { (*self.skb).mark |= bits };
     }
+
+    #[inline(always)]
+    fn take_mark(&mut self, bits: u32) -> bool {
+        // SAFETY: as above.
+        unsafe {
+            let mark = (*self.skb).mark;
+            let was_set = mark & bits != 0;
+            if was_set {
+                (*self.skb).mark = mark & !bits;
+            }
+            was_set
+        }
+    }
 }

@@ -12,13 +12,16 @@ use svc_common::{
     Address as _, Affinity, AffinityKey, Backend, Cidr, Config, Counters, Flow, FlowKey, FragmentKey, Frontend,
     FrontendKey, Hook, Interface, Ports, Reason, ServiceName, SlotLine, SocketBackend, SocketKey, SocketPeer,
     SourcePrefix,
+    config::CONFIG_MASQUERADE,
     hash::SLOTS_PER_LINE,
+    masquerade::PORTS,
     source_range::SERVICE_BITS,
     target::{TARGET_WORDS, target_bit},
     vip::SERVICE_CIDRS,
 };
 use svc_ebpf::{
     decide::{Decision, decide},
+    masquerade::{Outcome, Task, masquerade, try_port},
     open::{Attempt, attempt},
     scratch::Scratch,
     tables::{Decisions, Drops, Insert, Sockets, Tables},
@@ -61,6 +64,13 @@ static SERVICE_CIDRS_V6: Array<Cidr<A6>, { SERVICE_CIDRS as usize }> = Array::ne
 static SOURCE_RANGES_V4: LpmTrie<SourcePrefix<A4>, u32, 65536> = LpmTrie::new();
 #[btf_map]
 static SOURCE_RANGES_V6: LpmTrie<SourcePrefix<A6>, u32, 65536> = LpmTrie::new();
+#[btf_map]
+static MASQUERADE_V4: HashMap<u32, A4, 4096, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+static MASQUERADE_V6: HashMap<u32, A6, 4096, NO_PREALLOC> = HashMap::new();
+/// Of the ports of `svc_common::masquerade`, those that were reserved before: a bit each. The agent's alone.
+#[btf_map]
+static RESERVED: Array<u64, { (PORTS / 64) as usize }> = Array::new();
 #[btf_map]
 static TARGETS: Array<u64, { TARGET_WORDS as usize }, MMAPABLE> = Array::new();
 #[btf_map]
@@ -242,7 +252,8 @@ impl Drops for Maps {
 macro_rules! family {
     (
         $address:ty, $frontends:ident, $backends:ident, $affinity:ident, $fragments:ident, $sockets:ident,
-        $peers:ident, $vips:ident, $cidrs:ident, $sources:ident, $attempt:ident, $decide:ident
+        $peers:ident, $vips:ident, $cidrs:ident, $sources:ident, $masquerades:ident, $attempt:ident, $decide:ident,
+        $masquerade:ident, $try_port:ident
     ) => {
         impl Decisions<$address> for Maps {
             #[inline(always)]
@@ -320,7 +331,51 @@ macro_rules! family {
             decide(&mut Maps { interface }, scratch).to_u32()
         }
 
+        /// As above, with a [`Task`] as a number; returns an [`Outcome`] as a number.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        #[expect(unreachable_pub, reason = "as above")]
+        pub extern "C" fn $masquerade(interface: u32, task: u32) -> u32 {
+            let Some(scratch) = <$address>::scratch(Hook::Egress) else { return Outcome::Pass as u32 };
+            masquerade(&mut Maps { interface }, scratch, Task::from_u32(task)) as u32
+        }
+
+        /// As above; returns an [`Outcome`] as a number.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        #[expect(unreachable_pub, reason = "as above")]
+        pub extern "C" fn $try_port(number: u32) -> u32 {
+            let Some(scratch) = <$address>::scratch(Hook::Egress) else { return Outcome::Taken as u32 };
+            try_port(&mut Maps { interface: 0 }, scratch, number) as u32
+        }
+
         impl Tables<$address> for Maps {
+            #[inline(always)]
+            fn release_flow(&mut self, key: &FlowKey<$address>, last_seen: u32) -> bool {
+                <$address>::release(key, last_seen)
+            }
+
+            #[inline(always)]
+            fn masquerade_source(&mut self) -> Option<$address> {
+                // SAFETY: copied at once.
+                unsafe { $masquerades.get(&self.interface) }.map(|address| address.copy())
+            }
+
+            #[inline(always)]
+            fn programs_masquerade(&mut self) -> bool {
+                config().flags & CONFIG_MASQUERADE != 0
+            }
+
+            #[inline(always)]
+            fn masquerade(&mut self, scratch: &mut Scratch<$address>, task: Task) -> Outcome {
+                Outcome::from_u32(with(scratch, || $masquerade(self.interface, task as u32)))
+            }
+
+            #[inline(always)]
+            fn try_port(&mut self, scratch: &mut Scratch<$address>, number: u32) -> Outcome {
+                Outcome::from_u32(with(scratch, || $try_port(number)))
+            }
+
             #[inline(always)]
             fn decide(&mut self, scratch: &mut Scratch<$address>) -> Decision {
                 Decision::from_u32(with(scratch, || $decide(self.interface)))
@@ -460,8 +515,11 @@ family!(
     VIPS_V4,
     SERVICE_CIDRS_V4,
     SOURCE_RANGES_V4,
+    MASQUERADE_V4,
     svc_attempt_v4,
-    svc_decide_v4
+    svc_decide_v4,
+    svc_masq_v4,
+    svc_port_v4
 );
 family!(
     A6,
@@ -474,6 +532,9 @@ family!(
     VIPS_V6,
     SERVICE_CIDRS_V6,
     SOURCE_RANGES_V6,
+    MASQUERADE_V6,
     svc_attempt_v6,
-    svc_decide_v6
+    svc_decide_v6,
+    svc_masq_v6,
+    svc_port_v6
 );

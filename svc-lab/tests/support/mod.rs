@@ -68,6 +68,13 @@ impl Cluster {
         Ok(())
     }
 
+    /// Kills the agent of a node.
+    pub(crate) fn kill(&mut self, node: u8) -> Result<()> {
+        let at = self.agents.iter().position(|agent| agent.node().index == node);
+        let at = at.ok_or_else(|| anyhow::anyhow!("node{node} has no agent"))?;
+        Ok(self.agents.remove(at).kill()?)
+    }
+
     /// A metric of the agent of a node, one without labels; `None` if it does not have it.
     pub(crate) fn metric(&self, node: u8, name: &str) -> Result<Option<f64>> {
         let agent = self.agents.iter().find(|agent| agent.node().index == node);

@@ -16,7 +16,7 @@ use svc_common::{
 
 use super::preflight;
 use crate::{
-    agent::{self, node::NodePortAddresses},
+    agent::{self, Masquerade, node::NodePortAddresses},
     model::Family,
     tables::Capacity,
 };
@@ -52,6 +52,9 @@ pub struct AgentArgs {
     /// Whose connections are translated when they are made; host processes depend on it
     #[arg(long, env = "SVC_SOCKET_LB", value_name = "MODE", value_enum, default_value_t)]
     pub socket_lb: SocketLb,
+    /// Who masquerades flows from outside to endpoints on other nodes
+    #[arg(long, env = "SVC_MASQUERADE", value_name = "WHO", value_enum, default_value_t)]
+    pub masquerade: Masquerade,
     /// Whether uplinks use XDP: auto or off (this build has no XDP program; auto means off)
     #[arg(long, env = "SVC_XDP", value_name = "MODE", default_value = "auto", value_parser = parse_xdp)]
     pub xdp: Xdp,
@@ -185,6 +188,7 @@ pub fn run(bpffs: PathBuf, args: AgentArgs) -> anyhow::Result<()> {
         node_port_addresses: args.nodeport_addresses,
         loopback_node_ports: args.socket_lb != SocketLb::Off,
         config_flags: args.socket_lb.flags(),
+        masquerade: args.masquerade,
         external_ips: args.external_ips,
         service_cidrs: args.service_cidrs,
         bpffs,

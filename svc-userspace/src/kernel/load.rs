@@ -22,7 +22,7 @@ use super::{
 pub(super) const CLASSIFIERS: [&str; 4] = ["svc_ingress", "svc_egress", "svc_ingress_l3", "svc_egress_l3"];
 
 /// Every map of the object, in the order in which it is reported.
-pub(super) const MAPS: [&str; 28] = [
+pub(super) const MAPS: [&str; 31] = [
     "SERVICES",
     "FRONTENDS_V4",
     "FRONTENDS_V6",
@@ -39,6 +39,9 @@ pub(super) const MAPS: [&str; 28] = [
     "SERVICE_CIDRS_V6",
     "SOURCE_RANGES_V4",
     "SOURCE_RANGES_V6",
+    "MASQUERADE_V4",
+    "MASQUERADE_V6",
+    "RESERVED",
     "TARGETS",
     "FRAGMENTS_V4",
     "FRAGMENTS_V6",

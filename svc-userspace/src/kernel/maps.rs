@@ -34,6 +34,8 @@ pub(super) struct Maps {
     pub(super) source_ranges_v4: LpmTrie<MapData, SourcePrefix<[u8; 4]>, u32>,
     pub(super) source_ranges_v6: LpmTrie<MapData, SourcePrefix<[u8; 16]>, u32>,
     pub(super) targets: Table<u64>,
+    pub(super) masquerade_v4: HashMap<MapData, u32, [u8; 4]>,
+    pub(super) masquerade_v6: HashMap<MapData, u32, [u8; 16]>,
 }
 
 impl Maps {
@@ -57,6 +59,8 @@ impl Maps {
             source_ranges_v4: open(layout, "SOURCE_RANGES_V4")?,
             source_ranges_v6: open(layout, "SOURCE_RANGES_V6")?,
             targets: Table::open(layout, "TARGETS")?,
+            masquerade_v4: open(layout, "MASQUERADE_V4")?,
+            masquerade_v6: open(layout, "MASQUERADE_V6")?,
         })
     }
 }

@@ -6,7 +6,11 @@
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
-use svc_common::{Cidr, Config, Interface, config::CONFIG_SYNCED, vip::SERVICE_CIDRS};
+use svc_common::{
+    Cidr, Config, Interface,
+    config::{CONFIG_MASQUERADE, CONFIG_PORTS_RESERVED, CONFIG_SYNCED},
+    vip::SERVICE_CIDRS,
+};
 
 use crate::tables::{Capacity, Observed, Op};
 
@@ -23,6 +27,7 @@ mod links;
 mod load;
 mod log;
 mod maps;
+mod masquerade;
 mod memory;
 pub mod object;
 mod observe;
@@ -34,6 +39,7 @@ pub mod view;
 pub use cleanup::{CleanupReport, cleanup};
 pub use error::{ApplyError, KernelError};
 pub use log::ProgramLog;
+pub use masquerade::Sources;
 pub use redirects::Redirects;
 
 /// Bit of `skb->mark` that asks for masquerading; see [`crate::masquerade`].
@@ -50,8 +56,10 @@ pub struct Options {
     pub capacity: Capacity,
     /// Entries of FLOWS_V4 and of FLOWS_V6.
     pub flows: u32,
-    /// `CONFIG_*` of `svc_common::config`.
+    /// `CONFIG_SOCKET_*` of `svc_common::config`; they mean nothing without `cgroup`.
     pub config_flags: u32,
+    /// The programs masquerade flows that open from now on; otherwise nftables does.
+    pub programs_masquerade: bool,
     /// Prefixes that Services are given cluster IPs of, at most [`SERVICE_CIDRS`] of each family: packets to addresses of
     /// them that no Service owns are dropped. Empty: unknown.
     pub service_cidrs: Vec<IpNet>,
@@ -143,7 +151,8 @@ impl Dataplane {
             host_netns_cookie: cookie,
             masquerade_mark: MASQUERADE_MARK,
             flags: if options.cgroup.is_some() { options.config_flags } else { 0 }
-                | if adopted { previous.flags & CONFIG_SYNCED } else { 0 },
+                | if options.programs_masquerade { CONFIG_MASQUERADE } else { 0 }
+                | if adopted { previous.flags & (CONFIG_SYNCED | CONFIG_PORTS_RESERVED) } else { 0 },
         };
         maps.config.set(0, config, 0).map_err(|error| KernelError::map("CONFIG", error))?;
 

@@ -12,6 +12,7 @@ use aya::maps::{MapData, MapType, PerCpuArray};
 use svc_common::{
     Address, Backend, BackendState, Config, Counters, Flow, FlowKey, FlowState, Frontend, Hook, Interface, Reason,
     ServiceName,
+    flow::{FLOW_DIRECT, FLOW_MASQUERADE, FLOW_MASQUERADED, FLOW_OWN_PORT},
 };
 
 use super::{attachments, decode, error::KernelError, maps::each_entry, observe, pins::Layout, sys};
@@ -286,7 +287,7 @@ where
         backend: value.backend,
         idle_seconds: (idle << CLOCK_SHIFT) / 1_000_000_000,
         state: if value.state == FlowState::Closing as u8 { "closing" } else { "open" },
-        masquerade: value.flags & svc_common::flow::FLOW_MASQUERADE != 0,
-        direct: value.flags & svc_common::flow::FLOW_DIRECT != 0,
+        masquerade: value.flags & (FLOW_MASQUERADE | FLOW_OWN_PORT | FLOW_MASQUERADED) != 0,
+        direct: value.flags & FLOW_DIRECT != 0,
     })
 }
