@@ -61,10 +61,9 @@ fn forward<A: Ip, F: Frame, T: Tables<A>>(
     if flow.flags & (FLOW_DIRECT | FLOW_MASQUERADED) == 0 {
         tables.count(flow, frame.size(), is_new);
     }
-    if flow.flags & FLOW_MASQUERADE != 0 {
-        frame.mark(tables.masquerade_mark());
-    } else if flow.flags & FLOW_OWN_PORT != 0 {
-        frame.mark(PROGRAM_MARK);
+    if flow.flags & (FLOW_MASQUERADE | FLOW_OWN_PORT) != 0 {
+        let is_own = flow.flags & FLOW_OWN_PORT != 0;
+        frame.mark(if is_own { PROGRAM_MARK } else { tables.masquerade_mark() });
     }
     match rewrite(frame, packet, Side::Destination, flow) {
         Some(()) => Verdict::Pass,

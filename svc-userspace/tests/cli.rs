@@ -47,14 +47,13 @@ fn help_has_every_command_examples_and_what_each_reads() {
     let output = svc(&["--help"]);
     assert!(output.status.success());
     let help = stdout(&output);
-    for word in ["agent", "status", "services", "backends", "flows", "check", "cleanup"] {
+    for word in ["agent", "status", "services", "backends", "flows", "explain", "check", "cleanup"] {
         assert!(help.contains(&format!("\n  {word}")), "{word} in\n{help}");
     }
     for part in ["Examples:", "What each command reads:", "Exit codes:", "--bpffs <DIR>", "[default: /sys/fs/bpf/svc]"]
     {
         assert!(help.contains(part), "{part} in\n{help}");
     }
-    assert!(!help.contains("explain"), "a command that does not exist is not advertised");
 }
 
 #[test]
@@ -91,9 +90,11 @@ fn every_option_of_the_agent_is_in_its_help_with_its_environment_variable() {
 
 #[test]
 fn wrong_usage_is_exit_code_2_and_says_what_would_be_right() {
-    let cases: [(&[&str], &str); 7] = [
+    let cases: [(&[&str], &str); 9] = [
         (&["agent"], "--node-name <NAME>"),
-        (&["explain"], "unrecognized subcommand"),
+        (&["pods"], "unrecognized subcommand"),
+        (&["explain", "10.0.0.1"], "<DESTINATION>"),
+        (&["explain", "10.0.0.1", "10.96.0.1:80/icmp"], "the protocol is tcp, udp or sctp"),
         (&["agent", "--node-name", "n", "--xdp", "native"], "this build has no XDP program: use auto or off"),
         (&["agent", "--node-name", "n", "--nodeport-addresses", "eth0"], "neither `primary` nor a prefix"),
         (&["agent", "--node-name", "n", "--manifests", "a", "--kubeconfig", "b"], "cannot be used with"),

@@ -37,21 +37,20 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     setup::run_tools()?;
     let bench_object = ebpf::bench()?;
-    let binaries = build::run(&build::Options { release: true })?;
+    // Recording counts instructions and measures no time: what the tests have built does.
+    let release = !options.record;
+    let binaries = build::run(&build::Options { release })?;
     step("building svc-bench");
-    run_command(host_cargo().current_dir(workspace::root()).args([
-        "build",
-        "--release",
-        "--package",
-        "svc-bench",
-        "--bin",
-        "svc-bench",
-    ]))
-    .context("svc-bench cannot be built")?;
+    let mut build = host_cargo();
+    build.current_dir(workspace::root()).args(["build", "--package", "svc-bench", "--bin", "svc-bench"]);
+    if release {
+        build.arg("--release");
+    }
+    run_command(&mut build).context("svc-bench cannot be built")?;
 
     step("measuring");
     let directory = workspace::target_directory();
-    let mut command = Command::new(directory.join("release").join("svc-bench"));
+    let mut command = Command::new(directory.join(if release { "release" } else { "debug" }).join("svc-bench"));
     command
         .current_dir(workspace::root())
         .arg("--object")

@@ -1,4 +1,8 @@
 //! FLOWS as LRU hash maps.
+//!
+//! The kernel gives an element of an LRU map to another key while programs still read it; a copy may then hold another flow's
+//! rewrite, or half of it. It takes the element out of its key's list before it writes to it (`bpf_lru_list_pop_free`,
+//! kernel/bpf/bpf_lru_list.c). So a copy counts only if the key still leads to the same element afterwards.
 
 use core::intrinsics::{AtomicOrdering, atomic_cxchg};
 
@@ -19,6 +23,12 @@ static FLOWS_V4: LruHashMap<FlowKey<[u8; 4]>, Flow<[u8; 4]>, 262144> = LruHashMa
 #[btf_map]
 static FLOWS_V6: LruHashMap<FlowKey<[u8; 16]>, Flow<[u8; 16]>, 262144> = LruHashMap::new();
 
+trait Find: Address {
+    /// Copies the value of a key, and returns where it stands; `None` if the key has none, or its element was given away
+    /// meanwhile.
+    fn find(key: &FlowKey<Self>, into: &mut Flow<Self>) -> Option<*mut Flow<Self>>;
+}
+
 /// The tables of the families.
 pub(super) trait FlowTable: Address {
     /// Finds, touches and copies an entry; true if it is the first time in this unit of the clock.
@@ -35,32 +45,41 @@ pub(super) trait FlowTable: Address {
 
 macro_rules! family {
     ($address:ty, $map:ident) => {
+        impl Find for $address {
+            #[inline(always)]
+            fn find(key: &FlowKey<Self>, into: &mut Flow<Self>) -> Option<*mut Flow<Self>> {
+                let entry = $map.get_ptr_mut(key)?;
+                // SAFETY: an element of an LRU map stays valid memory; what was copied is judged below.
+                unsafe { copy(entry, into) };
+                ($map.get_ptr_mut(key) == Some(entry)).then_some(entry)
+            }
+        }
+
         impl FlowTable for $address {
             #[inline(always)]
             fn flow(key: &FlowKey<Self>, closes: bool, into: &mut Flow<Self>) -> Option<bool> {
-                let entry = $map.get_ptr_mut(key)?;
+                // An entry that was replaced meanwhile, not evicted, is there the second time.
+                let entry = Self::find(key, into).or_else(|| Self::find(key, into))?;
                 let now = coarse_now();
-                // SAFETY: the element may be evicted and reused while it is used here (LRU maps are never freed under a
-                // program): then another flow's time or state is touched.
+                let first_in_tick = into.last_seen != now;
+                into.last_seen = now;
+                // SAFETY: LRU maps are never freed under a program. The element may still be given to another flow here: then
+                // that one's time or state is touched, which costs it a second of age or a new choice at its next SYN.
                 unsafe {
-                    let first_in_tick = (*entry).last_seen != now;
                     if first_in_tick {
                         (*entry).last_seen = now;
                     }
                     if closes {
+                        into.state = FlowState::Closing as u8;
                         (*entry).state = FlowState::Closing as u8;
                     }
-                    copy(entry, into);
-                    Some(first_in_tick)
                 }
+                Some(first_in_tick)
             }
 
             #[inline(always)]
             fn peek(key: &FlowKey<Self>, into: &mut Flow<Self>) -> bool {
-                let Some(entry) = $map.get_ptr_mut(key) else { return false };
-                // SAFETY: copied at once.
-                unsafe { copy(entry, into) };
-                true
+                Self::find(key, into).is_some()
             }
 
             #[inline(always)]

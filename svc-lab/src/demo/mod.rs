@@ -89,6 +89,7 @@ fn hints(lab: &Lab, svc: &Path, options: &Options) {
     println!("  what node1 knows:     {} {svc} services --bpffs {bpffs}", enter(node));
     println!("                        {} {svc} status --bpffs {bpffs}", enter(node));
     println!("                        {} {svc} flows --bpffs {bpffs}", enter(node));
+    println!("  why it goes there:    {} {svc} explain 198.51.100.10 203.0.113.10:80 --bpffs {bpffs}", enter(node));
     println!("  what the kernel has:  bpftool map dump pinned {bpffs}/layout-2/maps/FRONTENDS_V4");
     println!("                        bpftool prog show");
     println!("  ask from outside:     ip netns exec {} {exe} probe tcp 203.0.113.10:80", lab.outside().namespace());

@@ -10,6 +10,7 @@ pub mod backends;
 pub mod check;
 pub mod cleanup;
 pub mod error;
+pub mod explain;
 pub mod flows;
 pub mod names;
 pub mod preflight;
@@ -35,6 +36,7 @@ Examples:
   svc services -n default web                          addresses of one Service and how much they carry
   svc backends default/web -o wide                     where its connections go
   svc flows --service default/web --limit 20           which connections it has now
+  svc explain 10.244.1.5 10.96.0.10:53/udp             which Service that is, which endpoint answers, and why
   svc status -o json | jq .synced                      for scripts
   svc cleanup                                          detach and remove everything
 
@@ -43,6 +45,7 @@ What each command reads:
   status              the pinned maps and links below --bpffs, and the agent's /healthz if it answers
   services, backends  the pinned maps below --bpffs
   flows               the pinned flow tables below --bpffs
+  explain             the same, routes, and a copy of the program that it loads and runs on no real packet
   check               the kernel, /proc and the mounts of this machine; changes nothing
   cleanup             --bpffs, and the nftables table of this project
 
@@ -74,6 +77,8 @@ pub enum Command {
     Backends(backends::BackendsArgs),
     /// List connections
     Flows(flows::FlowsArgs),
+    /// Say what becomes of a connection and why, without sending it
+    Explain(explain::ExplainArgs),
     /// Say what this kernel and this machine offer, and what will be used
     Check(check::CheckArgs),
     /// Detach and remove everything this project pinned
@@ -120,6 +125,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Services(args) => services::run(&bpffs, &args)?,
         Command::Backends(args) => backends::run(&bpffs, &args)?,
         Command::Flows(args) => flows::run(&bpffs, &args)?,
+        Command::Explain(args) => explain::run(&bpffs, &args)?,
         Command::Check(args) => return check::run(&bpffs, &args),
         Command::Cleanup(args) => cleanup::run(&bpffs, &args)?,
     }

@@ -137,7 +137,7 @@ fn ask_agent(address: SocketAddr) -> AgentStatus {
 }
 
 /// Name of an interface of this network namespace. nix 0.31 reports one that does not exist as an empty name.
-fn interface_name(index: u32) -> Option<String> {
+pub(super) fn interface_name(index: u32) -> Option<String> {
     let name = nix::net::if_::if_indextoname(index).ok()?.into_string().ok()?;
     (!name.is_empty()).then_some(name)
 }

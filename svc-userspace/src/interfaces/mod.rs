@@ -12,6 +12,7 @@ use crate::kernel::InterfaceSpec;
 pub mod classify;
 mod follow;
 pub mod link;
+pub mod route;
 
 /// Which interfaces carry what, as far as it is configured.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -34,6 +34,7 @@ mod observe;
 mod pins;
 mod redirects;
 mod sys;
+pub mod trial;
 pub mod view;
 
 pub use cleanup::{CleanupReport, cleanup};

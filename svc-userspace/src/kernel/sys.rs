@@ -86,6 +86,13 @@ pub(super) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
     Ok((info[0] >> if cfg!(target_endian = "little") { 32 } else { 0 }) as u32)
 }
 
+/// Tag of a program: a hash of its instructions, without the maps they name (`bpf_prog_calc_tag`, kernel/bpf/core.c).
+pub(super) fn program_tag(program: BorrowedFd<'_>) -> io::Result<String> {
+    let mut info = [0_u64; 10];
+    object_info(program, &mut info)?;
+    Ok(format!("{:016x}", u64::from_be_bytes(info[1].to_ne_bytes())))
+}
+
 #[repr(C)]
 #[derive(Default)]
 struct BatchAttributes {

@@ -11,11 +11,19 @@ use std::{
 use aya::maps::{MapData, MapType, PerCpuArray};
 use svc_common::{
     Address, Backend, BackendState, Config, Counters, Flow, FlowKey, FlowState, Frontend, Hook, Interface, Reason,
-    ServiceName,
+    ServiceName, SlotLine, SlotRange,
     flow::{FLOW_DIRECT, FLOW_MASQUERADE, FLOW_MASQUERADED, FLOW_OWN_PORT},
 };
 
-use super::{attachments, decode, error::KernelError, maps::each_entry, observe, pins::Layout, sys};
+use super::{
+    attachments, decode,
+    error::KernelError,
+    maps::{Table, each_entry},
+    object, observe,
+    pins::Layout,
+    sys,
+    trial::{self, Packet, Trial, TrialError},
+};
 use crate::{
     model::Protocol,
     tables::{BackendValue, FrontendAddress},
@@ -185,18 +193,35 @@ impl Pins {
     pub fn flows(&self, each: &mut dyn FnMut(FlowEntry)) -> Result<(), ViewError> {
         let now = clock();
         each_entry(&self.layout, "FLOWS_V4", &mut |key: FlowKey<[u8; 4]>, value: Flow<[u8; 4]>| {
-            if let Some(flow) = flow(&key, &value, now) {
+            if let Some(flow) = decode_flow(&key, &value, now) {
                 each(flow);
             }
         })
         .and_then(|()| {
             each_entry(&self.layout, "FLOWS_V6", &mut |key: FlowKey<[u8; 16]>, value: Flow<[u8; 16]>| {
-                if let Some(flow) = flow(&key, &value, now) {
+                if let Some(flow) = decode_flow(&key, &value, now) {
                     each(flow);
                 }
             })
         })
         .map_err(|error| self.failed(error))
+    }
+
+    /// Backend ids in a range of SLOTS.
+    pub fn slots(&self, range: SlotRange) -> Result<Vec<u32>, ViewError> {
+        let read = || {
+            let slots = Table::<SlotLine>::open(&self.layout, "SLOTS")?;
+            if !slots.contains(range.offset, range.len as usize) {
+                return Err(KernelError::map("SLOTS", io::Error::other("a frontend names slots that do not exist")));
+            }
+            slots.read_slots(range.offset, range.len).map_err(|error| KernelError::map("SLOTS", error))
+        };
+        read().map_err(|error| self.failed(error))
+    }
+
+    /// Tries a packet in a copy of the ingress program that leaves no trace.
+    pub fn try_packet(&self, packet: &Packet) -> Result<Trial, TrialError> {
+        trial::run(object::object(), &self.layout, packet)
     }
 
     fn failed(&self, error: KernelError) -> ViewError {
@@ -264,13 +289,14 @@ fn fill(layout: &Layout, name: &str) -> Result<MapFill, KernelError> {
 const CLOCK_SHIFT: u32 = 30;
 
 /// The monotonic clock in units of `last_seen`; the kernel's programs read the same clock.
-fn clock() -> u32 {
+pub(super) fn clock() -> u32 {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
         .map_or(0, |time| time.tv_sec().unsigned_abs() * 1_000_000_000 + time.tv_nsec().unsigned_abs());
     (now >> CLOCK_SHIFT) as u32
 }
 
-fn flow<A: Address>(key: &FlowKey<A>, value: &Flow<A>, now: u32) -> Option<FlowEntry>
+/// An entry of FLOWS at a time of [`clock`]; `None` if its protocol is none that Services carry.
+pub(super) fn decode_flow<A: Address>(key: &FlowKey<A>, value: &Flow<A>, now: u32) -> Option<FlowEntry>
 where
     IpAddr: From<A>,
 {
