@@ -45,6 +45,8 @@ pub struct Interface {
 pub const INTERFACE_BRIDGE_PORT: u8 = 1 << 0;
 /// The interface is a bridge: what arrives on it was seen, and perhaps translated, at one of its ports.
 pub const INTERFACE_BRIDGE: u8 = 1 << 1;
+/// The XDP program is attached to the interface, so that frames may leave by it without the stack.
+pub const INTERFACE_XDP: u8 = 1 << 2;
 
 /// Where packets that arrive on an interface come from.
 #[repr(u8)]

@@ -96,6 +96,8 @@ pub const FLOW_OWN_PORT: u8 = 1 << 4;
 pub const FLOW_MASQUERADED: u8 = 1 << 5;
 /// Of a masqueraded entry: nothing shows yet that the flow lasts.
 pub const FLOW_NEW: u8 = 1 << 6;
+/// The flow began in XDP and goes past the stack, as far as it can.
+pub const FLOW_SHORTCUT: u8 = 1 << 7;
 
 /// How far a flow has come.
 #[repr(u8)]

@@ -37,28 +37,49 @@ pub fn egress<A: Ip, F: Frame, T: Tables<A>>(
     }
 }
 
+/// What the tables say of the source of a packet that leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// It becomes what `scratch.flow` says.
+    Rewrite,
+    /// It stays as it is.
+    Nothing,
+    /// The packet ends here.
+    Drop(Reason),
+}
+
 #[inline(always)]
 fn transport<A: Ip, F: Frame, T: Tables<A>>(frame: &mut F, tables: &mut T, scratch: &mut Scratch<A>) -> Verdict {
+    match find(frame, tables, scratch) {
+        Found::Rewrite => write(frame, tables, scratch),
+        Found::Nothing => Verdict::Pass,
+        Found::Drop(reason) => Verdict::Drop(reason),
+    }
+}
+
+/// Looks for the source of `scratch.packet`, a packet with a tuple that leaves. Nothing of it is written but its mark.
+#[inline(always)]
+pub fn find<A: Ip, F: Frame, T: Tables<A>>(frame: &mut F, tables: &mut T, scratch: &mut Scratch<A>) -> Found {
     scratch.packet.write_key(Hook::Egress, &mut scratch.key);
     let Some(first_in_tick) = tables.flow(&scratch.key, scratch.packet.closes(), &mut scratch.flow) else {
         if frame.take_mark(PROGRAM_MARK) {
-            return masquerade(frame, tables, scratch, Task::Open);
+            return masquerade(tables, scratch, Task::Open);
         }
         if may_clash(tables, &scratch.packet) {
-            return masquerade(frame, tables, scratch, Task::Apart);
+            return masquerade(tables, scratch, Task::Apart);
         }
-        return Verdict::Pass;
+        return Found::Nothing;
     };
     if scratch.flow.flags & FLOW_MASQUERADED != 0 {
         frame.take_mark(PROGRAM_MARK);
         if needs_care(&scratch.packet, &scratch.flow, first_in_tick) {
-            return masquerade(frame, tables, scratch, Task::Keep);
+            return masquerade(tables, scratch, Task::Keep);
         }
-        return write(frame, tables, scratch);
+        return Found::Rewrite;
     }
     let is_direct = scratch.flow.flags & FLOW_DIRECT != 0;
     if is_direct && scratch.flow.peer_port == 0 {
-        return Verdict::Pass;
+        return Found::Nothing;
     }
     if first_in_tick && scratch.flow.flags & FLOW_HAIRPIN == 0 {
         repair_forward(tables, scratch);
@@ -66,26 +87,21 @@ fn transport<A: Ip, F: Frame, T: Tables<A>>(frame: &mut F, tables: &mut T, scrat
     if !is_direct {
         tables.count(&scratch.flow, frame.size(), false);
     }
-    write(frame, tables, scratch)
+    Found::Rewrite
 }
 
 #[inline(always)]
-fn masquerade<A: Ip, F: Frame, T: Tables<A>>(
-    frame: &mut F,
-    tables: &mut T,
-    scratch: &mut Scratch<A>,
-    task: Task,
-) -> Verdict {
+fn masquerade<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>, task: Task) -> Found {
     let outcome = match tables.masquerade(scratch, task) {
         Outcome::Choose => choose_port(tables, scratch),
         outcome => outcome,
     };
     match outcome {
-        Outcome::Rewrite => write(frame, tables, scratch),
-        Outcome::Pass => Verdict::Pass,
-        Outcome::Taken | Outcome::Choose => Verdict::Drop(Reason::TupleTaken),
-        Outcome::Full => Verdict::Drop(Reason::FlowTableFull),
-        Outcome::NoSource => Verdict::Drop(Reason::Inconsistent),
+        Outcome::Rewrite => Found::Rewrite,
+        Outcome::Pass => Found::Nothing,
+        Outcome::Taken | Outcome::Choose => Found::Drop(Reason::TupleTaken),
+        Outcome::Full => Found::Drop(Reason::FlowTableFull),
+        Outcome::NoSource => Found::Drop(Reason::Inconsistent),
     }
 }
 

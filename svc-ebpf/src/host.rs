@@ -23,6 +23,7 @@ use crate::{
     open::{Attempt, attempt},
     packet::Packet,
     scratch::Scratch,
+    shortcut::{Road, Way, shortcut},
     tables::{Decisions, Insert, Tables},
 };
 
@@ -172,6 +173,16 @@ impl<A: Ip + std::hash::Hash> HostTables<A> {
         }
     }
 
+    /// Runs the shortcut on an Ethernet frame, if it is of this family.
+    pub fn run_shortcut<F: Road<A>>(&mut self, frame: &mut F) -> Way {
+        match link::ethernet(frame) {
+            Some(Network { version, offset }) if version == A::VERSION => {
+                shortcut(frame, self, &mut empty_scratch(), &mut empty_scratch(), offset)
+            }
+            _ => Way::Stack,
+        }
+    }
+
     /// Runs a hook's program on a frame whose IP header is at `offset`.
     pub fn run_at(&mut self, hook: Hook, frame: &mut HostFrame, offset: usize) -> Verdict {
         match hook {
@@ -221,6 +232,7 @@ fn empty_scratch<A: Ip>() -> Scratch<A> {
         range: svc_common::SlotRange::default(),
         interface: Interface::default(),
         inside: false,
+        shortcut: false,
     }
 }
 
@@ -343,6 +355,8 @@ impl<A: Ip + std::hash::Hash> Tables<A> for HostTables<A> {
         self.masquerade_mark
     }
 
+    fn leave_by(&mut self, _interface: u32) {}
+
     fn attempt(&mut self, scratch: &mut Scratch<A>, number: u32) -> Attempt {
         attempt(self, scratch, number)
     }
@@ -350,6 +364,8 @@ impl<A: Ip + std::hash::Hash> Tables<A> for HostTables<A> {
     fn decide(&mut self, scratch: &mut Scratch<A>) -> Decision {
         decide(self, scratch)
     }
+
+    fn count_new(&mut self, _flow: &Flow<A>) {}
 
     fn count(&mut self, flow: &Flow<A>, _bytes: u32, _is_new: bool) {
         *self.counted.entry(flow.service).or_default() += 1;

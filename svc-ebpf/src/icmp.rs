@@ -15,7 +15,7 @@
 //! The transport checksum inside the head is left alone: receivers match heads by addresses and ports, and most heads
 //! are cut before the data it covers.
 
-use svc_common::{Flow, FlowKey, Hook, Ports, Reason, flow::FLOW_MASQUERADED, protocol};
+use svc_common::{FlowKey, Hook, Ports, Reason, flow::FLOW_MASQUERADED, protocol};
 
 use crate::{
     Verdict,
@@ -39,8 +39,24 @@ pub fn translate<A: Ip, F: Frame, T: Tables<A>>(
     scratch: &mut Scratch<A>,
     hook: Hook,
 ) -> Verdict {
+    let Some(ports) = find(frame, tables, scratch, hook) else { return Verdict::Pass };
+    match write(frame, scratch, ports, hook) {
+        Some(()) => Verdict::Pass,
+        None => Verdict::Drop(Reason::NotWritable),
+    }
+}
+
+/// Looks for the entry, in `scratch.flow`, of the flow that the error in `scratch.packet` is about; the ports that its head
+/// has.
+#[inline(always)]
+pub(crate) fn find<A: Ip, F: Frame, T: Tables<A>>(
+    frame: &mut F,
+    tables: &mut T,
+    scratch: &mut Scratch<A>,
+    hook: Hook,
+) -> Option<Ports> {
     let Scratch { packet, head, key, flow, .. } = scratch;
-    let Some(ports) = parse_head(frame, &packet.header, head) else { return Verdict::Pass };
+    let ports = parse_head(frame, &packet.header, head)?;
     *key = FlowKey {
         source: head.destination.copy(),
         destination: head.source.copy(),
@@ -50,13 +66,7 @@ pub fn translate<A: Ip, F: Frame, T: Tables<A>>(
         hook: hook as u8,
         pad: [0; 2],
     };
-    if !tables.peek_flow(key, flow) {
-        return Verdict::Pass;
-    }
-    match write(frame, &packet.header, head, ports, flow, hook) {
-        Some(()) => Verdict::Pass,
-        None => Verdict::Drop(Reason::NotWritable),
-    }
+    tables.peek_flow(key, flow).then_some(ports)
 }
 
 /// Header, in place, and ports of the packet that the error is about.
@@ -86,15 +96,11 @@ fn parse_head<A: Ip, F: Frame>(frame: &mut F, outer: &Header<A>, head: &mut Head
     })
 }
 
+/// Translates the error with what [`find`] has found.
 #[inline(always)]
-fn write<A: Ip, F: Frame>(
-    frame: &mut F,
-    outer: &Header<A>,
-    head: &Header<A>,
-    ports: Ports,
-    flow: &Flow<A>,
-    hook: Hook,
-) -> Option<()> {
+pub(crate) fn write<A: Ip, F: Frame>(frame: &mut F, scratch: &Scratch<A>, ports: Ports, hook: Hook) -> Option<()> {
+    let Scratch { packet, head, flow, .. } = scratch;
+    let outer = &packet.header;
     let new = &flow.address;
     let (old, head_at, new_ports, outer_old, outer_at) = match hook {
         Hook::Ingress => (

@@ -39,6 +39,7 @@ pub fn ingress<A: Ip, F: Frame, T: Tables<A>>(
         }
         Kind::Transport => {}
     }
+    scratch.shortcut = false;
     match tables.decide(scratch) {
         Decision::Pass => Verdict::Pass,
         Decision::Steer => steer(frame, tables, scratch),

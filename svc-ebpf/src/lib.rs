@@ -16,6 +16,8 @@
 //! ICMP errors carry the head of the packet they complain about; [`icmp`] translates that head, and the outer addresses,
 //! with the same entries, so that path-MTU discovery reaches the real sender.
 //!
+//! **The shortcut** runs both halves at once, with a route between them, on frames of an uplink that leave again ([`shortcut`]).
+//!
 //! An echo request to a VIP is answered where it comes in ([`echo`]).
 //!
 //! On a port of a bridge, replies would go from port to port and netfilter would see half of each connection; there
@@ -56,6 +58,7 @@ pub mod reject;
 pub mod rewrite;
 pub mod scratch;
 pub mod select;
+pub mod shortcut;
 pub mod socket;
 pub mod table;
 pub mod tables;

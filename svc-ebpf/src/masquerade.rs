@@ -17,7 +17,7 @@
 
 use svc_common::{
     Flow, FlowKey, FlowState, Hook,
-    flow::{FLOW_DIRECT, FLOW_MASQUERADED, FLOW_NEW, FLOW_OWN_PORT},
+    flow::{FLOW_DIRECT, FLOW_MASQUERADED, FLOW_NEW, FLOW_OWN_PORT, FLOW_SHORTCUT},
     flow_hash,
     masquerade::{FIRST_PORT, PORTS, is_own_port},
     protocol, slot_in_range,
@@ -137,7 +137,9 @@ pub fn masquerade<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>,
         return Outcome::Pass;
     }
     let (backend, generation, service) = (found.backend, found.generation, found.service);
-    prepare(tables, scratch, backend, generation, service)
+    // The inbound entry tells replies which way to take.
+    let flags = if is_ours { found.flags & FLOW_SHORTCUT } else { 0 };
+    prepare(tables, scratch, backend, generation, service, flags)
 }
 
 /// Writes the outbound entry's value, all but its port.
@@ -148,6 +150,7 @@ fn prepare<A: Ip, T: Tables<A>>(
     backend: u32,
     generation: u32,
     service: u32,
+    flags: u8,
 ) -> Outcome {
     let Some(source) = tables.masquerade_source() else { return Outcome::NoSource };
     let flow = &mut scratch.flow;
@@ -158,7 +161,7 @@ fn prepare<A: Ip, T: Tables<A>>(
     flow.service = service;
     flow.last_seen = tables.now();
     flow.state = FlowState::Open as u8;
-    flow.flags = FLOW_MASQUERADED | FLOW_NEW;
+    flow.flags = FLOW_MASQUERADED | FLOW_NEW | flags;
     flow.pad = [0; 2];
     Outcome::Choose
 }
@@ -268,7 +271,7 @@ fn keep_apart<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) -> 
         let _ = tables.insert_flow(&entry.key, &entry.flow);
         return Outcome::Pass;
     }
-    if packet.may_open() { prepare(tables, scratch, 0, 0, 0) } else { Outcome::Taken }
+    if packet.may_open() { prepare(tables, scratch, 0, 0, 0, 0) } else { Outcome::Taken }
 }
 
 /// True if an inbound entry belongs to the outbound key.

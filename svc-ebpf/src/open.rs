@@ -3,7 +3,7 @@
 use svc_common::{
     Backend, Flow, FlowState, Reason,
     backend::BACKEND_LOCAL,
-    flow::{FLOW_INSIDE, FLOW_MASQUERADE, FLOW_MASQUERADED, FLOW_OWN_PORT},
+    flow::{FLOW_INSIDE, FLOW_MASQUERADE, FLOW_MASQUERADED, FLOW_OWN_PORT, FLOW_SHORTCUT},
     flow_hash, slot_in_range,
 };
 
@@ -78,7 +78,7 @@ pub fn attempt<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>, nu
     let masquerade = if scratch.inside || backend.flags & BACKEND_LOCAL != 0 {
         0
     } else if tables.programs_masquerade() {
-        FLOW_OWN_PORT
+        if scratch.shortcut { FLOW_OWN_PORT | FLOW_SHORTCUT } else { FLOW_OWN_PORT }
     } else {
         FLOW_MASQUERADE
     };

@@ -35,4 +35,6 @@ pub struct Scratch<A> {
     pub interface: Interface,
     /// The client is a pod of this node.
     pub inside: bool,
+    /// A flow that opens takes the shortcut, if its endpoint is on another node.
+    pub shortcut: bool,
 }

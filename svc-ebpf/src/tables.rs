@@ -92,6 +92,10 @@ pub trait Tables<A>: Decisions<A> {
     fn attempt(&mut self, scratch: &mut Scratch<A>, number: u32) -> Attempt;
     /// Calls [`decide()`] with these tables; a function of its own for the same reason.
     fn decide(&mut self, scratch: &mut Scratch<A>) -> Decision;
+    /// STATS_*: a new flow, whose packets are counted elsewhere.
+    fn count_new(&mut self, flow: &Flow<A>);
+    /// From now on, the packet is one that leaves by this interface.
+    fn leave_by(&mut self, interface: u32);
     /// STATS_*: one packet of a flow.
     fn count(&mut self, flow: &Flow<A>, bytes: u32, is_new: bool);
 }

@@ -95,7 +95,7 @@ fn wrong_usage_is_exit_code_2_and_says_what_would_be_right() {
         (&["pods"], "unrecognized subcommand"),
         (&["explain", "10.0.0.1"], "<DESTINATION>"),
         (&["explain", "10.0.0.1", "10.96.0.1:80/icmp"], "the protocol is tcp, udp or sctp"),
-        (&["agent", "--node-name", "n", "--xdp", "native"], "this build has no XDP program: use auto or off"),
+        (&["agent", "--node-name", "n", "--xdp", "offload"], "[possible values: auto, native, generic, off]"),
         (&["agent", "--node-name", "n", "--nodeport-addresses", "eth0"], "neither `primary` nor a prefix"),
         (&["agent", "--node-name", "n", "--manifests", "a", "--kubeconfig", "b"], "cannot be used with"),
         (&["flows", "--source", "x"], "write ADDRESS, ADDRESS:PORT"),

@@ -68,7 +68,7 @@ impl SkbFrame {
 /// between pkt pointer and register with unbounded min value is not allowed"). The mask changes nothing and gives it bounds; in
 /// Rust, LLVM would see that it changes nothing and leave it out.
 #[inline(always)]
-fn bounded(mut offset: usize) -> Option<usize> {
+pub(super) fn bounded(mut offset: usize) -> Option<usize> {
     if offset > MAX_READ {
         return None;
     }

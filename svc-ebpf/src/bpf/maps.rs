@@ -195,6 +195,13 @@ pub(super) fn config() -> Config {
     CONFIG.get(0).copied().unwrap_or_default()
 }
 
+/// True if an interface has a flag in INTERFACES.
+#[inline(always)]
+pub(super) fn has_flag(interface: u32, flag: u8) -> bool {
+    // SAFETY: copied at once.
+    unsafe { INTERFACES.get(&interface) }.is_some_and(|interface| interface.flags & flag != 0)
+}
+
 /// Copies a value of whole 32-bit words, word by word: see `Address::copy`.
 ///
 /// # Safety
@@ -455,6 +462,17 @@ macro_rules! family {
             #[inline(always)]
             fn masquerade_mark(&mut self) -> u32 {
                 config().masquerade_mark
+            }
+
+            #[inline(always)]
+            fn leave_by(&mut self, interface: u32) {
+                self.interface = interface;
+            }
+
+            #[inline(always)]
+            fn count_new(&mut self, flow: &Flow<$address>) {
+                add(STATS_SERVICE.get_ptr_mut(flow.service), 0, 0, 1);
+                add(STATS_BACKEND.get_ptr_mut(flow.backend), 0, 0, 1);
             }
 
             #[inline(always)]

@@ -29,7 +29,7 @@ use self::{engine::Engine, links::Links, node::NodePortAddresses};
 use crate::{
     health::{self, Health},
     interfaces::{self, InterfaceEvent, InterfaceOptions},
-    kernel::{self, AttachMode, Dataplane, MASQUERADE_MARK, check::Verdict, view::Pins},
+    kernel::{self, AttachMode, Dataplane, MASQUERADE_MARK, Xdp, check::Verdict, view::Pins},
     masquerade::{self, MasqueradeError},
     metrics::Metrics,
     model::Change,
@@ -60,7 +60,7 @@ pub enum Source {
 /// Who gives flows from outside to other nodes an address of this node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Masquerade {
-    /// nftables where the kernel has it, else the programs
+    /// nftables where the kernel has it, else, and with XDP, the programs
     #[default]
     Auto,
     /// The kernel's NAT, by two rules in nftables
@@ -86,6 +86,8 @@ pub struct Options {
     pub loopback_node_ports: bool,
     /// Who masquerades.
     pub masquerade: Masquerade,
+    /// Whether uplinks get the XDP program.
+    pub xdp: Xdp,
     /// `CONFIG_SOCKET_*`.
     pub config_flags: u32,
     /// Honour `spec.externalIPs`.
@@ -116,7 +118,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let programs_masquerade = match options.masquerade {
         Masquerade::Nftables => false,
         Masquerade::Programs => true,
-        Masquerade::Auto => matches!(masquerade::probe(), Err(MasqueradeError::Unsupported(_))),
+        Masquerade::Auto => {
+            options.xdp != Xdp::Off || matches!(masquerade::probe(), Err(MasqueradeError::Unsupported(_)))
+        }
     };
     let wanted = kernel::Options {
         bpffs: options.bpffs.clone(),
@@ -127,6 +131,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         programs_masquerade,
         service_cidrs: options.service_cidrs.clone(),
         attach: AttachMode::Auto,
+        xdp: options.xdp,
     };
     let (mut dataplane, observed) =
         Dataplane::start_with_object(&wanted, kernel::object::object()).context("cannot start the dataplane")?;

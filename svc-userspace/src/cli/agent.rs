@@ -17,6 +17,7 @@ use svc_common::{
 use super::preflight;
 use crate::{
     agent::{self, Masquerade, node::NodePortAddresses},
+    kernel::Xdp,
     model::Family,
     tables::Capacity,
 };
@@ -55,8 +56,8 @@ pub struct AgentArgs {
     /// Who masquerades flows from outside to endpoints on other nodes
     #[arg(long, env = "SVC_MASQUERADE", value_name = "WHO", value_enum, default_value_t)]
     pub masquerade: Masquerade,
-    /// Whether uplinks use XDP: auto or off (this build has no XDP program; auto means off)
-    #[arg(long, env = "SVC_XDP", value_name = "MODE", default_value = "auto", value_parser = parse_xdp)]
+    /// Where flows from outside to other nodes are forwarded before the stack, and netfilter, see them
+    #[arg(long, env = "SVC_XDP", value_name = "MODE", value_enum, default_value_t)]
     pub xdp: Xdp,
     /// Serve `spec.externalIPs`; whoever may write Services may then claim any address
     #[arg(long, env = "SVC_EXTERNAL_IPS", value_parser = BoolishValueParser::new())]
@@ -128,24 +129,6 @@ impl SocketLb {
     }
 }
 
-/// `--xdp`, as far as this build has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Xdp {
-    /// What is best: off, as long as there is no XDP program.
-    Auto,
-    /// Not used.
-    Off,
-}
-
-fn parse_xdp(text: &str) -> Result<Xdp, String> {
-    match text {
-        "auto" => Ok(Xdp::Auto),
-        "off" => Ok(Xdp::Off),
-        "native" | "generic" => Err("this build has no XDP program: use auto or off".to_owned()),
-        _ => Err("use auto or off".to_owned()),
-    }
-}
-
 fn parse_node_port_addresses(text: &str) -> Result<NodePortAddresses, String> {
     if text == "primary" {
         return Ok(NodePortAddresses::Primary);
@@ -174,6 +157,10 @@ pub fn run(bpffs: PathBuf, args: AgentArgs) -> anyhow::Result<()> {
         (Some(dir), _) => agent::Source::Manifests(dir.clone()),
         (None, kubeconfig) => agent::Source::Kubernetes(kubeconfig.clone()),
     };
+    anyhow::ensure!(
+        args.xdp == Xdp::Off || args.masquerade != Masquerade::Nftables,
+        "--xdp forwards flows that the programs masquerade: use --masquerade auto or programs, or --xdp off"
+    );
     check_service_cidrs(&args.service_cidrs).context("cannot start the agent")?;
     let cgroup = match args.socket_lb {
         SocketLb::Off => None,
@@ -189,6 +176,7 @@ pub fn run(bpffs: PathBuf, args: AgentArgs) -> anyhow::Result<()> {
         loopback_node_ports: args.socket_lb != SocketLb::Off,
         config_flags: args.socket_lb.flags(),
         masquerade: args.masquerade,
+        xdp: args.xdp,
         external_ips: args.external_ips,
         service_cidrs: args.service_cidrs,
         bpffs,

@@ -16,6 +16,7 @@ use super::{
     log::ProgramLog,
     pins::{Layout, MapShape, adopt_or_remove},
     sys,
+    xdp::{self, Xdp},
 };
 
 /// Classifiers of the object.
@@ -111,7 +112,33 @@ pub(super) fn load(object: &[u8], layout: &Layout, options: &Options) -> Result<
         pin_program(layout, name, &fd)?;
         programs.insert(name, fd);
     }
+    let wanted = Some(options.xdp).filter(|mode| *mode != Xdp::Off).map(Xdp::program);
+    for name in xdp::PROGRAMS {
+        if wanted != Some(name) {
+            super::attach::remove_pin(&layout.program(name))?;
+            continue;
+        }
+        match load_xdp(&mut ebpf, name) {
+            Ok(fd) => {
+                pin_program(layout, name, &fd)?;
+                programs.insert(name, fd);
+            }
+            Err(message) => tracing::warn!("the XDP program is not loaded, packets go through tc: {message}"),
+        }
+    }
     Ok(Loaded { programs, adopted, log: ProgramLog::of(&mut ebpf) })
+}
+
+/// Loads the XDP program, which nothing depends on. Linux before 5.18 takes none for frames in several buffers.
+fn load_xdp(ebpf: &mut aya::Ebpf, name: &str) -> Result<OwnedFd, String> {
+    match ebpf.program_mut(name) {
+        Some(Program::Xdp(program)) => {
+            program.load().map_err(|error| chain(&error))?;
+            let fd = program.fd().map_err(|error| chain(&error))?;
+            fd.as_fd().try_clone_to_owned().map_err(|error| error.to_string())
+        }
+        _ => Err("the object has none".to_owned()),
+    }
 }
 
 /// Pins a program in place of its predecessor: somebody who looks always finds one.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use svc_common::{
     Cidr, Config, Interface,
-    config::{CONFIG_MASQUERADE, CONFIG_PORTS_RESERVED, CONFIG_SYNCED},
+    config::{CONFIG_MASQUERADE, CONFIG_PORTS_RESERVED, CONFIG_SYNCED, INTERFACE_XDP},
     vip::SERVICE_CIDRS,
 };
 
@@ -36,12 +36,14 @@ mod redirects;
 mod sys;
 pub mod trial;
 pub mod view;
+mod xdp;
 
 pub use cleanup::{CleanupReport, cleanup};
 pub use error::{ApplyError, KernelError};
 pub use log::ProgramLog;
 pub use masquerade::Sources;
 pub use redirects::Redirects;
+pub use xdp::Xdp;
 
 /// Bit of `skb->mark` that asks for masquerading; see [`crate::masquerade`].
 pub const MASQUERADE_MARK: u32 = 0x1000;
@@ -66,6 +68,8 @@ pub struct Options {
     pub service_cidrs: Vec<IpNet>,
     /// How classifiers are attached.
     pub attach: AttachMode,
+    /// Whether uplinks get the XDP program.
+    pub xdp: Xdp,
 }
 
 /// How classifiers are attached to interfaces.
@@ -106,6 +110,7 @@ pub struct Dataplane {
     programs: load::Programs,
     maps: maps::Maps,
     tcx: bool,
+    xdp: Xdp,
     log: Option<ProgramLog>,
     _lock: pins::Lock,
 }
@@ -166,7 +171,7 @@ impl Dataplane {
         let observed = observe::observe(&layout, &maps)?;
         let tcx = options.attach == AttachMode::Auto
             && programs.get("svc_ingress").is_some_and(|program| attach::has_tcx(std::os::fd::AsFd::as_fd(program)));
-        Ok((Self { layout, programs, maps, tcx, log, _lock: lock }, observed))
+        Ok((Self { layout, programs, maps, tcx, xdp: options.xdp, log, _lock: lock }, observed))
     }
 
     /// Applies operations in their order until one fails.
@@ -188,11 +193,20 @@ impl Dataplane {
             .interfaces
             .insert(interface.index, interface.entry, 0)
             .map_err(|error| KernelError::map("INTERFACES", error))?;
-        attach::attach(&self.layout, &self.programs, self.tcx, interface)
+        attach::attach(&self.layout, &self.programs, self.tcx, interface)?;
+        // Frames leave by an uplink past the stack only once it has its programs.
+        if xdp::attach(&self.layout, &self.programs, self.xdp, interface)? {
+            let mut entry = interface.entry;
+            entry.flags |= INTERFACE_XDP;
+            let set = self.maps.interfaces.insert(interface.index, entry, 0);
+            set.map_err(|error| KernelError::map("INTERFACES", error))?;
+        }
+        Ok(())
     }
 
     /// Detaches from an interface, which may be gone already, and forgets it.
     pub fn remove_interface(&mut self, index: u32) -> Result<(), KernelError> {
+        xdp::detach(&self.layout, index)?;
         attach::detach(&self.layout, index)?;
         match self.maps.interfaces.remove(&index) {
             Err(error) if !is_absent(&error) => Err(KernelError::map("INTERFACES", error)),
@@ -208,7 +222,9 @@ impl Dataplane {
             found.insert(index);
         })?;
         found.extend(
-            self.layout.links()?.iter().filter_map(|(name, _)| attach::parse_pin(name)).map(|(index, _)| index),
+            self.layout.links()?.iter().filter_map(|(name, _)| {
+                attach::parse_pin(name).map(|(index, _)| index).or_else(|| xdp::parse_pin(name))
+            }),
         );
         Ok(found.into_iter().collect())
     }

@@ -70,7 +70,7 @@ pub struct MapFill {
 pub struct Attachment {
     /// Program name (`svc_ingress`).
     pub program: String,
-    /// `tcx`, `clsact` or `cgroup`.
+    /// `tcx`, `clsact`, `xdp` or `cgroup`.
     pub how: &'static str,
     /// Interface name (or its index, if it has none in this network namespace), or cgroup path.
     pub to: String,
