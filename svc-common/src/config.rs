@@ -20,8 +20,14 @@ pub const CONFIG_SOCKET_HOST: u32 = 1 << 0;
 pub const CONFIG_SOCKET_PODS_TCP: u32 = 1 << 1;
 /// UDP sockets of pods are translated at connect and sendmsg.
 pub const CONFIG_SOCKET_PODS_UDP: u32 = 1 << 2;
+/// FILTER and UNUSUAL know everything that is in the maps: packets they know nothing of need not be looked up.
+pub const CONFIG_FILTER: u32 = 1 << 3;
+/// Some interface is a port of a bridge.
+pub const CONFIG_BRIDGES: u32 = 1 << 4;
+/// SERVICE_CIDRS is not empty.
+pub const CONFIG_SERVICE_CIDRS: u32 = 1 << 5;
 /// The programs masquerade flows that open from now on; otherwise nftables does.
-pub const CONFIG_MASQUERADE: u32 = 1 << 3;
+pub const CONFIG_MASQUERADE: u32 = 1 << 6;
 /// The agent has programmed every Service once. The programs never read it; it stays set while the dataplane forwards
 /// without an agent, because the maps stay complete.
 pub const CONFIG_SYNCED: u32 = 1 << 16;

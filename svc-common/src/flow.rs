@@ -22,6 +22,32 @@ pub struct FlowKey<A> {
     pub pad: [u8; 2],
 }
 
+impl<A: Address> FlowKey<A> {
+    /// Writes all of it, in words as large as those in which the kernel's hash tables read keys: a processor that reads what
+    /// it has just written in smaller pieces waits until these have reached its cache.
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "volatile writes are what LLVM leaves in one piece")]
+    pub fn fill(&mut self, source: &A, destination: &A, ports: [u16; 2], protocol: u8, hook: Hook) {
+        #[repr(C, packed)]
+        struct Word(u64);
+        let end = u64::from(ports[0]) | u64::from(ports[1]) << 16 | u64::from(protocol) << 32 | (hook as u64) << 40;
+        let addresses = (source.words(), destination.words());
+        self.source = source.copy();
+        self.destination = destination.copy();
+        let start = core::ptr::from_mut(self).cast::<Word>();
+        // SAFETY: the key ends with eight bytes of ports, protocol, hook and padding, and `Word` may be anywhere; in IPv4
+        // it begins with eight bytes of addresses.
+        unsafe {
+            let words = size_of::<Self>() / size_of::<Word>();
+            start.add(words - 1).write_volatile(Word(end.to_le()));
+            if A::VERSION == 4 {
+                let (a, b) = (u64::from(addresses.0[0].to_be()), u64::from(addresses.1[0].to_be()));
+                start.write_volatile(Word((a | b << 32).to_le()));
+            }
+        }
+    }
+}
+
 /// Which side of an address a hook rewrites.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

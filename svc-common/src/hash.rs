@@ -47,10 +47,30 @@ pub fn client_hash<A: Address>(source: &A, service: u32) -> u32 {
     finish(mix_address(mix(MULTIPLIER, u64::from(service)), source))
 }
 
-/// Hash of an endpoint for the filter of [`crate::target`]. Port in *host order*.
+/// Hash of an address and port for [`crate::filter`]. Port in *host order*. One multiplication less than a chain of all
+/// parts would take: every packet pays for it.
 #[inline(always)]
-pub(crate) fn target_hash<A: Address>(address: &A, port: u16, protocol: u8) -> u32 {
-    finish(mix_address(mix(MULTIPLIER, u64::from(port) << 8 | u64::from(protocol)), address))
+pub(crate) fn filter_hash<A: Address>(address: &A, port: u16, protocol: u8) -> u32 {
+    let end = u64::from(port) << 16 | u64::from(protocol);
+    let [a, b, c, d] = address.words();
+    if A::VERSION == 4 {
+        finish(mix(MULTIPLIER, u64::from(a) << 32 | end))
+    } else {
+        finish(mix(mix(mix(MULTIPLIER, end), u64::from(a) << 32 | u64::from(b)), u64::from(c) << 32 | u64::from(d)))
+    }
+}
+
+/// Hash of a packet's addresses for [`crate::filter`].
+#[inline(always)]
+pub(crate) fn pair_hash<A: Address>(source: &A, destination: &A) -> u32 {
+    let (source, destination) = (source.words(), destination.words());
+    if A::VERSION == 4 {
+        return finish(mix(MULTIPLIER, u64::from(source[0]) << 32 | u64::from(destination[0])));
+    }
+    // One address's upper half with the other's lower one: the addresses of a node agree in their upper halves.
+    let half = |words: [u32; 4], at: usize| u64::from(words[at]) << 32 | u64::from(words[at + 1]);
+    let state = mix(MULTIPLIER, half(source, 2) ^ half(destination, 0));
+    finish(mix(state, half(destination, 2) ^ half(source, 0)))
 }
 
 #[inline(always)]

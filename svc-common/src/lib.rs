@@ -14,6 +14,7 @@ pub mod address;
 pub mod affinity;
 pub mod backend;
 pub mod config;
+pub mod filter;
 pub mod flow;
 pub mod flow_table;
 pub mod fragment;
@@ -25,7 +26,6 @@ pub mod service;
 pub mod socket;
 pub mod source_range;
 pub mod stats;
-pub mod target;
 mod user;
 pub mod vip;
 

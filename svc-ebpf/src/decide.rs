@@ -8,6 +8,7 @@ use svc_common::{
 };
 
 use crate::{
+    filter::may_be_service,
     flow::reply,
     ip::Ip,
     nowhere::no_frontend,
@@ -67,8 +68,10 @@ impl Decision {
 #[inline(always)]
 pub fn decide<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) -> Decision {
     scratch.packet.write_key(Hook::Ingress, &mut scratch.key);
+    let may_be_service = may_be_service(tables, &scratch.packet);
     let mut has_flow = false;
-    if let Some(first_in_tick) = tables.flow(&scratch.key, scratch.packet.closes(), &mut scratch.flow) {
+    if may_be_service && let Some(first_in_tick) = tables.flow(&scratch.key, scratch.packet.closes(), &mut scratch.flow)
+    {
         if keeps_backend(tables, scratch, first_in_tick) {
             if first_in_tick && scratch.flow.flags & FLOW_HAIRPIN == 0 {
                 repair(tables, scratch);
@@ -80,7 +83,9 @@ pub fn decide<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) -> 
 
     scratch.interface = tables.interface();
     scratch.inside = scratch.interface.scope == Scope::Inside as u8;
-    match frontend(tables, &scratch.key) {
+    // One way to each end: the verifier walks what is behind it once for each way there.
+    let found = if may_be_service { frontend(tables, &scratch.key) } else { None };
+    match found {
         Some(frontend) => scratch.frontend = frontend,
         None => {
             if has_flow {

@@ -46,6 +46,7 @@ pub fn keep_apart<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>)
     if scratch.found.flags & FLOW_DIRECT != 0 && scratch.found.peer_port == 0 {
         return Apart::Alone;
     }
+    tables.set_unusual(&scratch.key.source, &scratch.key.destination);
     let key = &scratch.key;
     let hash = flow_hash(&key.source, key.source_port, &key.destination, key.destination_port, key.protocol);
     for number in 0..ATTEMPTS {

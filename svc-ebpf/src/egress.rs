@@ -9,6 +9,7 @@ use svc_common::{
 
 use crate::{
     Verdict, echo,
+    filter::outgoing,
     frame::Frame,
     icmp,
     ip::Ip,
@@ -60,18 +61,22 @@ fn transport<A: Ip, F: Frame, T: Tables<A>>(frame: &mut F, tables: &mut T, scrat
 /// Looks for the source of `scratch.packet`, a packet with a tuple that leaves. Nothing of it is written but its mark.
 #[inline(always)]
 pub fn find<A: Ip, F: Frame, T: Tables<A>>(frame: &mut F, tables: &mut T, scratch: &mut Scratch<A>) -> Found {
+    let is_marked = frame.take_mark(PROGRAM_MARK);
+    let may_clash = !is_marked && may_clash(tables, &scratch.packet);
+    if !is_marked && !may_clash && !outgoing(tables, &scratch.packet) {
+        return Found::Nothing;
+    }
     scratch.packet.write_key(Hook::Egress, &mut scratch.key);
     let Some(first_in_tick) = tables.flow(&scratch.key, scratch.packet.closes(), &mut scratch.flow) else {
-        if frame.take_mark(PROGRAM_MARK) {
-            return masquerade(tables, scratch, Task::Open);
-        }
-        if may_clash(tables, &scratch.packet) {
-            return masquerade(tables, scratch, Task::Apart);
-        }
-        return Found::Nothing;
+        return if is_marked {
+            masquerade(tables, scratch, Task::Open)
+        } else if may_clash {
+            masquerade(tables, scratch, Task::Apart)
+        } else {
+            Found::Nothing
+        };
     };
     if scratch.flow.flags & FLOW_MASQUERADED != 0 {
-        frame.take_mark(PROGRAM_MARK);
         if needs_care(&scratch.packet, &scratch.flow, first_in_tick) {
             return masquerade(tables, scratch, Task::Keep);
         }

@@ -6,7 +6,9 @@ use bytemuck::Pod;
 use network_types::eth::EthHdr;
 use svc_common::{
     Affinity, AffinityKey, Backend, Cidr, Flow, FlowKey, FlowState, FragmentKey, Frontend, FrontendKey, Hook,
-    Interface, Ports, SourcePrefix, target::target_bit,
+    Interface, Ports, SourcePrefix,
+    config::INTERFACE_BRIDGE_PORT,
+    filter::{KNOWN_ENDPOINT, KNOWN_FRONTEND, filter_place, unusual_place},
 };
 
 use crate::{
@@ -120,8 +122,12 @@ pub struct HostTables<A> {
     pub service_cidrs: Vec<Cidr<A>>,
     /// SOURCE_RANGES, as the ranges' clients one by one.
     pub sources: HashSet<SourcePrefix<A>>,
-    /// TARGETS: the bits that are set.
-    pub targets: HashSet<u32>,
+    /// FILTER: the bits that are set.
+    pub filter: HashSet<u32>,
+    /// CONFIG: FILTER and UNUSUAL know everything.
+    pub is_filtered: bool,
+    /// UNUSUAL: the elements that are not 0.
+    pub unusual: HashSet<u32>,
     /// How many packets may still be refused.
     pub refusals: u32,
     /// FRAGMENTS.
@@ -151,7 +157,9 @@ impl<A: Ip> Default for HostTables<A> {
             vips: HashMap::new(),
             service_cidrs: Vec::new(),
             sources: HashSet::new(),
-            targets: HashSet::new(),
+            filter: HashSet::new(),
+            is_filtered: false,
+            unusual: HashSet::new(),
             refusals: u32::MAX,
             fragments: HashMap::new(),
             interface: Interface::default(),
@@ -165,6 +173,17 @@ impl<A: Ip> Default for HostTables<A> {
 }
 
 impl<A: Ip + std::hash::Hash> HostTables<A> {
+    /// Sets a bit of FILTER, `KNOWN_*`.
+    pub fn know(&mut self, address: &A, port: u16, protocol: u8, bit: u32) {
+        self.filter.insert(filter_place(address, port, protocol) + bit.trailing_zeros());
+    }
+
+    /// `KNOWN_*` as they are in FILTER.
+    fn bits(&self, address: &A, port: u16, protocol: u8) -> u32 {
+        let place = filter_place(address, port, protocol);
+        u32::from(self.filter.contains(&place)) | u32::from(self.filter.contains(&(place + 1))) << 1
+    }
+
     /// Runs a hook's program on an Ethernet frame, if it is of this family.
     pub fn run(&mut self, hook: Hook, frame: &mut HostFrame) -> Verdict {
         match link::ethernet(frame) {
@@ -265,6 +284,10 @@ impl<A: Ip + std::hash::Hash> Decisions<A> for HostTables<A> {
         self.service_cidrs.iter().any(|cidr| cidr.contains(address))
     }
 
+    fn known(&mut self, address: &A, port: u16, protocol: u8) -> u32 {
+        if self.is_filtered { self.bits(address, port, protocol) } else { KNOWN_FRONTEND | KNOWN_ENDPOINT }
+    }
+
     fn now(&mut self) -> u32 {
         self.now
     }
@@ -309,7 +332,19 @@ impl<A: Ip + std::hash::Hash> Tables<A> for HostTables<A> {
     }
 
     fn is_target(&mut self, address: &A, port: u16, protocol: u8) -> bool {
-        self.targets.contains(&target_bit(address, port, protocol))
+        self.bits(address, port, protocol) & KNOWN_ENDPOINT != 0
+    }
+
+    fn is_unusual(&mut self, source: &A, destination: &A) -> bool {
+        !self.is_filtered || self.unusual.contains(&unusual_place(source, destination))
+    }
+
+    fn set_unusual(&mut self, source: &A, destination: &A) {
+        self.unusual.insert(unusual_place(source, destination));
+    }
+
+    fn has_bridges(&mut self) -> bool {
+        self.interface.flags & INTERFACE_BRIDGE_PORT != 0
     }
 
     fn may_refuse(&mut self) -> bool {

@@ -11,6 +11,7 @@ use crate::{
     Verdict,
     decide::Decision,
     echo,
+    filter::incoming,
     frame::Frame,
     icmp,
     ip::Ip,
@@ -38,6 +39,9 @@ pub fn ingress<A: Ip, F: Frame, T: Tables<A>>(
             return echo::answer(frame, tables, &scratch.packet.header, who(inside));
         }
         Kind::Transport => {}
+    }
+    if !incoming(tables, &scratch.packet) {
+        return Verdict::Pass;
     }
     scratch.shortcut = false;
     match tables.decide(scratch) {

@@ -5,7 +5,7 @@ use core::mem::offset_of;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use svc_common::{Address, protocol};
 
-use crate::{checksum::Change, frame::Frame};
+use crate::{checksum::Change, frame::Frame, rewrite::Side};
 
 /// Highest offset at which a header is read: far beyond any real stack of headers, small enough for the verifier to see
 /// that packet arithmetic cannot wrap ("math between pkt pointer and register with unbounded min value").
@@ -78,6 +78,17 @@ pub trait Ip: Address {
 
     /// How the pseudo header or payload of a transport checksum changes with an address.
     fn change(old: &Self, new: &Self) -> Change;
+
+    /// Writes a new address into the header, whose own checksum, if it has one, follows by `change`; and behind the header,
+    /// which has no options or extensions then, `ports`.
+    fn write_address<F: Frame>(
+        frame: &mut F,
+        header: &Header<Self>,
+        side: Side,
+        new: &Self,
+        change: Change,
+        ports: Option<&[u8; 4]>,
+    ) -> Option<()>;
 
     /// Adjusts the header's own checksum, if it has one.
     fn fix_header<F: Frame>(frame: &mut F, offset: usize, change: Change) -> Option<()>;
@@ -222,6 +233,32 @@ impl Ip for [u8; 4] {
     }
 
     #[inline(always)]
+    fn write_address<F: Frame>(
+        frame: &mut F,
+        header: &Header<Self>,
+        side: Side,
+        new: &Self,
+        change: Change,
+        ports: Option<&[u8; 4]>,
+    ) -> Option<()> {
+        // Checksum, source, destination and ports are neighbours; what is in front of them is written as it is, so that all
+        // are whole words (the verifier: "misaligned stack access").
+        let at = header.offset + offset_of!(Ipv4Hdr, ttl);
+        let [ttl, protocol, high, low]: [u8; 4] = frame.get(at)?;
+        let [high, low] = change.apply([high, low]);
+        let start = u32::from_ne_bytes([ttl, protocol, high, low]);
+        let word = |address: &Self| u32::from_ne_bytes(*address);
+        let (source, destination) = match side {
+            Side::Source => (word(new), word(&header.destination)),
+            Side::Destination => (word(&header.source), word(new)),
+        };
+        match ports {
+            None => frame.put(at, &[start, source, destination]),
+            Some(ports) => frame.put(at, &[start, source, destination, u32::from_ne_bytes(*ports)]),
+        }
+    }
+
+    #[inline(always)]
     fn is_icmp_error(icmp_type: u8) -> bool {
         // RFC 792: destination unreachable, time exceeded, parameter problem.
         matches!(icmp_type, 3 | 11 | 12)
@@ -338,6 +375,35 @@ impl Ip for [u8; 16] {
     #[inline(always)]
     fn fix_header<F: Frame>(_frame: &mut F, _offset: usize, _change: Change) -> Option<()> {
         Some(())
+    }
+
+    #[inline(always)]
+    fn write_address<F: Frame>(
+        frame: &mut F,
+        header: &Header<Self>,
+        side: Side,
+        new: &Self,
+        _change: Change,
+        ports: Option<&[u8; 4]>,
+    ) -> Option<()> {
+        // As words: see `Address::copy`.
+        let words = |address: &Self| bytemuck::cast::<[u8; 16], [u32; 4]>(address.copy());
+        let at = header.offset;
+        let n = words(new);
+        match (side, ports) {
+            (Side::Source, None) => frame.put(at + Self::SOURCE, new),
+            (Side::Destination, None) => frame.put(at + Self::DESTINATION, new),
+            (Side::Source, Some(ports)) => {
+                let d = words(&header.destination);
+                frame.put(
+                    at + Self::SOURCE,
+                    &[n[0], n[1], n[2], n[3], d[0], d[1], d[2], d[3], u32::from_ne_bytes(*ports)],
+                )
+            }
+            (Side::Destination, Some(ports)) => {
+                frame.put(at + Self::DESTINATION, &[n[0], n[1], n[2], n[3], u32::from_ne_bytes(*ports)])
+            }
+        }
     }
 
     #[inline(always)]

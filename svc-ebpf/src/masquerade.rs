@@ -187,6 +187,7 @@ pub fn try_port<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>, n
     let time = if number < SAME_ATTEMPTS { 0 } else { now };
     flow.port = FIRST_PORT + slot_in_range((hash ^ time).wrapping_add(number.wrapping_mul(SPREAD)), PORTS) as u16;
     inbound_of(entry, key, flow);
+    tables.set_unusual(&entry.key.source, &entry.key.destination);
     match tables.insert_flow(&entry.key, &entry.flow) {
         Insert::Done => {}
         Insert::Full => return Outcome::Full,
@@ -265,6 +266,8 @@ fn keep_apart<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) -> 
         return Outcome::Pass;
     }
     if found.flags & FLOW_MASQUERADED == 0 {
+        // Nothing else touches a claim: its replies are nobody's to the filters.
+        let _ = tables.flow(&entry.key, packet.closes(), found);
         return Outcome::Pass;
     }
     if is_over(tables, entry, found, other, now) && tables.release_flow(&entry.key, found.last_seen) {

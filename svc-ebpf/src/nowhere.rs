@@ -9,6 +9,7 @@ use svc_common::{
 use crate::{
     decide::Decision,
     direct::{Apart, keep_apart},
+    filter::may_be_vip,
     ip::Ip,
     scratch::Scratch,
     tables::{Decisions, Tables},
@@ -23,7 +24,7 @@ pub fn who(inside: bool) -> u32 {
 /// Why a flow to an address of Services without a frontend cannot be; `None` if they have nothing to do with the address.
 #[inline(always)]
 pub fn reason<A: Address, T: Decisions<A>>(tables: &mut T, address: &A, who: u32) -> Option<Reason> {
-    if tables.vip(address) & who != 0 {
+    if may_be_vip(tables, address) && tables.vip(address) & who != 0 {
         Some(Reason::UnknownPort)
     } else if tables.in_service_cidr(address) {
         Some(Reason::UnownedAddress)

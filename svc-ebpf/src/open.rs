@@ -171,6 +171,7 @@ fn claim_hairpin<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) 
         return Insert::Full;
     }
     inbound(&mut scratch.entry, &scratch.key, &scratch.flow);
+    tables.set_unusual(&scratch.entry.key.source, &scratch.entry.key.destination);
     if tables.replace_flow(&scratch.entry.key, &scratch.entry.flow) { Insert::Done } else { Insert::Full }
 }
 

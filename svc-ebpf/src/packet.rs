@@ -126,13 +126,8 @@ impl<A: Ip> Packet<A> {
     /// Writes the tuple as a key for `hook`. In place, here and below: a key that is returned would lie on the stack first.
     #[inline(always)]
     pub fn write_key(&self, hook: Hook, into: &mut FlowKey<A>) {
-        into.source = self.header.source.copy();
-        into.destination = self.header.destination.copy();
-        into.source_port = self.ports.source;
-        into.destination_port = self.ports.destination;
-        into.protocol = self.header.protocol;
-        into.hook = hook as u8;
-        into.pad = [0; 2];
+        let ports = [self.ports.source, self.ports.destination];
+        into.fill(&self.header.source, &self.header.destination, ports, self.header.protocol, hook);
     }
 
     /// True for TCP and SCTP: flows have a beginning and an end that can be seen.

@@ -23,23 +23,20 @@ pub enum Side {
 #[inline(always)]
 pub fn rewrite<A: Ip, F: Frame>(frame: &mut F, packet: &Packet<A>, side: Side, flow: &Flow<A>) -> Option<()> {
     let header = &packet.header;
-    let (old, at) = match side {
-        Side::Source => (&header.source, A::SOURCE),
-        Side::Destination => (&header.destination, A::DESTINATION),
-    };
-    let addresses = A::change(old, &flow.address);
-    A::fix_header(frame, header.offset, addresses)?;
-    frame.put(header.offset + at, &flow.address)?;
-    if header.fragment == Fragment::Later {
-        return Some(());
-    }
-
+    let addresses = A::change(if side == Side::Source { &header.source } else { &header.destination }, &flow.address);
     let old = pair(packet.ports.source, packet.ports.destination);
     let (source, destination) = match side {
         Side::Source => (flow.port, or(flow.peer_port, packet.ports.destination)),
         Side::Destination => (or(flow.peer_port, packet.ports.source), flow.port),
     };
     let new = pair(source, destination);
+    // Each write is a call of the kernel, so ports go with the addresses where nothing is between them.
+    let has_ports = header.fragment != Fragment::Later;
+    let is_plain = has_ports && header.payload == header.offset + A::HEADER_LEN && header.protocol != protocol::SCTP;
+    A::write_address(frame, header, side, &flow.address, addresses, is_plain.then_some(&new))?;
+    if !has_ports {
+        return Some(());
+    }
     if header.protocol == protocol::SCTP {
         return if new == old { Some(()) } else { sctp_ports(frame, packet, &old, &new) };
     }
@@ -48,7 +45,9 @@ pub fn rewrite<A: Ip, F: Frame>(frame: &mut F, packet: &Packet<A>, side: Side, f
     let pseudo_header = Covered::PseudoHeader { ipv6: A::VERSION == 6 };
     frame.fix_checksum(checksum, addresses, pseudo_header, is_udp)?;
     if new != old {
-        frame.put(header.payload, &new)?;
+        if !is_plain {
+            frame.put(header.payload, &new)?;
+        }
         frame.fix_checksum(checksum, Change::none().replace(&old, &new), Covered::Payload, is_udp)?;
     }
     Some(())

@@ -4,10 +4,15 @@
 
 use svc_common::{
     Address, BackendState, Frontend, FrontendKey, Reason, SocketBackend, SocketKey, SocketPeer,
-    frontend::FLAG_HOST_ONLY, frontend::FLAG_INSIDE_DROP, vip::VIP_INSIDE,
+    filter::{KNOWN_ENDPOINT, KNOWN_FRONTEND},
+    frontend::FLAG_HOST_ONLY,
+    frontend::FLAG_INSIDE_DROP,
+    protocol,
+    vip::VIP_INSIDE,
 };
 
 use crate::{
+    filter::may_be_vip,
     nowhere::reason,
     select::{by_affinity, by_hash, remember_affinity},
     tables::Sockets,
@@ -65,7 +70,21 @@ impl<A: Copy> Request<A> {
     }
 }
 
-/// connect(2): one choice for the life of the socket.
+/// True if an address and port may concern Services: a frontend, a VIP, or an address that they are given.
+#[inline(always)]
+pub fn concerns<A: Address, T: Sockets<A>>(tables: &mut T, address: &A, port: u16, protocol: u8) -> bool {
+    tables.known(address, port, protocol) & KNOWN_FRONTEND != 0
+        || may_be_vip(tables, address)
+        || tables.in_service_cidr(address)
+}
+
+/// True if an address and port may be a backend's.
+#[inline(always)]
+pub fn may_be_backend<A: Address, T: Sockets<A>>(tables: &mut T, address: &A, port: u16, protocol: u8) -> bool {
+    tables.known(address, port, protocol) & KNOWN_ENDPOINT != 0
+}
+
+/// connect(2): one choice for the life of the socket. Datagram sockets remember it for sendto(2) to the same address.
 #[inline(always)]
 pub fn connect<A: Address, T: Sockets<A>>(tables: &mut T, request: &Request<A>) -> Answer<A> {
     let Some(frontend) = frontend(tables, request) else { return no_frontend(tables, request) };
@@ -178,8 +197,10 @@ fn choose<A: Address, T: Sockets<A>>(tables: &mut T, frontend: &Frontend) -> Opt
 fn redirect<A: Address, T: Sockets<A>>(tables: &mut T, request: &Request<A>, id: u32, is_new: bool) -> Answer<A> {
     let Some(backend) = tables.backend(id) else { return Answer::Refused };
     if is_new {
-        let key = request.key(request.address, request.port);
-        tables.set_socket(&key, SocketBackend { backend: id, generation: backend.generation });
+        if request.protocol != protocol::TCP {
+            let key = request.key(request.address, request.port);
+            tables.set_socket(&key, SocketBackend { backend: id, generation: backend.generation });
+        }
         tables.count_connection(backend.service, id);
     }
     let key = request.key(backend.address, backend.port);

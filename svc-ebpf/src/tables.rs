@@ -45,6 +45,8 @@ pub trait Decisions<A> {
     fn vip(&mut self, address: &A) -> u32;
     /// SERVICE_CIDRS: true if the address is one that Services are given.
     fn in_service_cidr(&mut self, address: &A) -> bool;
+    /// FILTER: `KNOWN_*` of `svc_common::filter` for an address and port (*host order*), both where there is no filter.
+    fn known(&mut self, address: &A, port: u16, protocol: u8) -> u32;
     /// The monotonic clock in units of 2^30 ns (1.07 s).
     fn now(&mut self) -> u32;
 }
@@ -65,8 +67,15 @@ pub trait Tables<A>: Decisions<A> {
     fn remove_flow(&mut self, key: &FlowKey<A>);
     /// SOURCE_RANGES: true if a client is within the ranges of a service.
     fn source_allowed(&mut self, service: u32, client: &A) -> bool;
-    /// TARGETS: false if the address and port (*host order*) are no endpoint's.
+    /// FILTER: false if the address and port (*host order*) are no endpoint's, filter or not.
     fn is_target(&mut self, address: &A, port: u16, protocol: u8) -> bool;
+    /// UNUSUAL: false if no packet from one address to the other finds an entry of FLOWS at ingress but that of a client of
+    /// a frontend.
+    fn is_unusual(&mut self, source: &A, destination: &A) -> bool;
+    /// Writes UNUSUAL, before such an entry is made.
+    fn set_unusual(&mut self, source: &A, destination: &A);
+    /// CONFIG: some interface is a port of a bridge.
+    fn has_bridges(&mut self) -> bool;
     /// True if one more packet may be refused now; takes it from what is allowed.
     fn may_refuse(&mut self) -> bool;
     /// FRAGMENTS.

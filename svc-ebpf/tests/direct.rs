@@ -5,8 +5,8 @@ mod support;
 use svc_common::{
     Hook, Interface, Scope,
     config::{INTERFACE_BRIDGE, INTERFACE_BRIDGE_PORT},
+    filter::KNOWN_ENDPOINT,
     protocol,
-    target::target_bit,
 };
 use svc_ebpf::{Verdict, host::HostTables};
 
@@ -16,7 +16,7 @@ use support::*;
 fn tables_with_target<A: Plan>() -> HostTables<A> {
     let mut tables = tables::<A>(1);
     for protocol in [protocol::TCP, protocol::UDP] {
-        tables.targets.insert(target_bit(&A::nth(BACKEND), BACKEND_PORT, protocol));
+        tables.know(&A::nth(BACKEND), BACKEND_PORT, protocol, KNOWN_ENDPOINT);
     }
     tables
 }

@@ -6,10 +6,10 @@ use std::net::SocketAddr;
 
 use svc_common::{
     Flow, FlowKey, FlowState, Hook, Reason, Scope,
+    filter::{KNOWN_ENDPOINT, KNOWN_FRONTEND},
     flow::{FLOW_DIRECT, FLOW_MASQUERADED, FLOW_NEW},
     masquerade::{FIRST_PORT, PROGRAM_MARK},
     protocol,
-    target::target_bit,
 };
 use svc_ebpf::{
     Verdict,
@@ -30,8 +30,10 @@ fn uplink<A: Plan>(backends: u8) -> HostTables<A> {
     tables.programs_masquerade = true;
     tables.masquerade_source = Some(A::nth(NODE));
     tables.now = 200_000;
+    tables.is_filtered = true;
     for protocol in [protocol::TCP, protocol::UDP] {
-        tables.targets.insert(target_bit(&A::nth(BACKEND), BACKEND_PORT, protocol));
+        tables.know(&A::nth(VIP), VIP_PORT, protocol, KNOWN_FRONTEND);
+        tables.know(&A::nth(BACKEND), BACKEND_PORT, protocol, KNOWN_ENDPOINT);
     }
     tables
 }

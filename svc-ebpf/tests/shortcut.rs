@@ -7,8 +7,10 @@ use std::net::SocketAddr;
 use bytemuck::Pod;
 use svc_common::{
     Hook, Reason, Scope,
+    filter::{KNOWN_ENDPOINT, KNOWN_FRONTEND},
     flow::{FLOW_MASQUERADED, FLOW_SHORTCUT},
     masquerade::FIRST_PORT,
+    protocol,
 };
 use svc_ebpf::{
     Verdict,
@@ -82,6 +84,11 @@ fn uplink<A: Plan>() -> HostTables<A> {
     tables.backends.values_mut().for_each(|backend| backend.flags = 0);
     tables.programs_masquerade = true;
     tables.masquerade_source = Some(A::nth(NODE));
+    tables.is_filtered = true;
+    for protocol in [protocol::TCP, protocol::UDP] {
+        tables.know(&A::nth(VIP), VIP_PORT, protocol, KNOWN_FRONTEND);
+        tables.know(&A::nth(BACKEND), BACKEND_PORT, protocol, KNOWN_ENDPOINT);
+    }
     tables
 }
 

@@ -13,8 +13,8 @@ use svc_common::{
     Backend, Cidr, FlowKey, Frontend, FrontendKey, Hook, Interface, Ports, SlotRange, SourcePrefix,
     backend::BACKEND_LOCAL,
     config::INTERFACE_BRIDGE_PORT,
+    filter::{KNOWN_ENDPOINT, KNOWN_FRONTEND},
     frontend,
-    target::target_bit,
     vip::{VIP_INSIDE, VIP_OUTSIDE},
 };
 use svc_ebpf::{
@@ -143,7 +143,7 @@ pub struct Setting {
     pub frontends: Vec<FrontendPlan>,
     /// `VIP_*` of all of [`VIPS`].
     pub vips: u32,
-    /// Direct connections to endpoints are kept apart.
+    /// The filter knows everything and is in use: direct connections to endpoints are kept apart.
     pub targets: bool,
     /// The programs masquerade.
     pub programs: bool,
@@ -186,7 +186,7 @@ pub enum Change {
     Interface(InterfacePlan),
     /// Whom the VIPs as a whole answer.
     Vips(u32),
-    /// Whether direct connections are kept apart.
+    /// Whether the filter knows everything and is in use, and so direct connections are kept apart.
     Targets(bool),
     /// This many units of 2^30 ns pass.
     Age(u32),
@@ -268,8 +268,22 @@ impl World {
         !(packet.bare && self.v4.interface.flags & INTERFACE_BRIDGE_PORT != 0)
     }
 
-    /// Runs the packet path.
+    /// Runs the packet path. Panics if the filter lets a packet pass that is not nobody's.
     pub fn run(&mut self, packet: &Packet) -> Outcome {
+        if !self.v4.is_filtered {
+            return self.run_once(packet);
+        }
+        let mut unfiltered = self.clone();
+        (unfiltered.v4.is_filtered, unfiltered.v6.is_filtered) = (false, false);
+        let expected = unfiltered.run_once(packet);
+        let outcome = self.run_once(packet);
+        assert_eq!(outcome, expected, "the filter changes what becomes of {packet:?}");
+        assert_eq!(self.v4.flows, unfiltered.v4.flows, "the filter changes the flows of {packet:?}");
+        assert_eq!(self.v6.flows, unfiltered.v6.flows, "the filter changes the flows of {packet:?}");
+        outcome
+    }
+
+    fn run_once(&mut self, packet: &Packet) -> Outcome {
         let hook = if packet.egress { Hook::Egress } else { Hook::Ingress };
         let mut frame = HostFrame::new(packet.bytes.clone());
         frame.mark = packet.mark;
@@ -346,10 +360,22 @@ fn apply<A: Plan>(tables: &mut HostTables<A>, change: Change) {
             tables.vips = VIPS.iter().filter(|_| flags != 0).map(|host| (A::nth(*host), flags)).collect();
         }
         Change::Targets(known) => {
-            let endpoints = HOSTS.filter(|_| known).flat_map(|host| [(host, BACKEND_PORT), (host, OTHER_PORT)]);
-            let bits = endpoints
-                .flat_map(|(host, port)| [TCP, UDP, SCTP].map(|protocol| target_bit(&A::nth(host), port, protocol)));
-            tables.targets = bits.collect();
+            tables.filter.clear();
+            tables.is_filtered = known;
+            if !known {
+                return;
+            }
+            for (host, port) in HOSTS.flat_map(|host| [(host, BACKEND_PORT), (host, OTHER_PORT)]) {
+                for protocol in [TCP, UDP, SCTP] {
+                    tables.know(&A::nth(host), port, protocol, KNOWN_ENDPOINT);
+                }
+            }
+            for (host, port, protocol, _) in FRONTENDS {
+                tables.know(&A::nth(host), port, protocol, KNOWN_FRONTEND);
+            }
+            for host in VIPS {
+                tables.know(&A::nth(host), 0, 0, KNOWN_FRONTEND);
+            }
         }
         // What was last seen moves back, instead of the clock forwards: the kernel's cannot be set.
         Change::Age(ticks) => {

@@ -87,6 +87,12 @@ impl Request {
         self
     }
 
+    /// UDP: the datagram ends at the router after so many, which says so.
+    #[must_use]
+    pub fn hops(self, hops: u8) -> Self {
+        self.with("--hops", hops)
+    }
+
     /// Steady UDP: after a failure other than a time-out, go on with a new socket, as a well-made application does.
     #[must_use]
     pub fn reopened(mut self) -> Self {

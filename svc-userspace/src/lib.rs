@@ -3,6 +3,7 @@
 //! `source → model → compile → tables → kernel`: each module knows only its left neighbour's output type.
 
 pub mod agent;
+pub mod balancer;
 pub mod cli;
 pub mod compile;
 pub mod health;

@@ -3,7 +3,7 @@
 //! Sources make these values and validate while they do; nothing past this module sees an object that makes no sense.
 //! It never decides anything: which endpoint is used is `compile`'s business.
 
-use std::{fmt, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 
@@ -108,6 +108,8 @@ pub struct Service {
     pub external_ips: Vec<IpAddr>,
     /// `status.loadBalancer.ingress[].ip` with `ipMode` VIP or absent.
     pub load_balancer_ips: Vec<IpAddr>,
+    /// What it asks of the pools, if it does and has no address from elsewhere.
+    pub claim: Option<Box<Claim>>,
     /// `spec.loadBalancerSourceRanges`; empty: everybody.
     pub source_ranges: Vec<IpNet>,
     /// `spec.ports`.
@@ -133,6 +135,48 @@ pub struct ServicePort {
     pub port: u16,
     /// Node port, *host order*, never 0.
     pub node_port: Option<u16>,
+}
+
+/// Which Services may ask the pools for addresses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Claims {
+    /// None: there are no pools.
+    #[default]
+    Nobody,
+    /// Those whose `spec.loadBalancerClass` is [`CLAIM_CLASS`].
+    Class,
+    /// These, and those without a class.
+    Default,
+}
+
+/// `spec.loadBalancerClass` of Services that ask the pools.
+pub const CLAIM_CLASS: &str = "svc/pools";
+/// Annotation: the pool that addresses shall be of.
+pub const CLAIM_POOL: &str = "svc/pool";
+/// Annotation: the addresses that are wanted, separated by commas; at most one of each family.
+pub const CLAIM_ADDRESSES: &str = "svc/addresses";
+/// Annotation: Services of one namespace with the same value may have the same address, if they have no port in common.
+pub const CLAIM_SHARE: &str = "svc/share";
+
+/// What a Service of type LoadBalancer asks of the pools.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Claim {
+    /// The Service.
+    pub name: ObjectName,
+    /// `metadata.labels`, for the selectors of pools.
+    pub labels: BTreeMap<String, String>,
+    /// Families that the Service has, the preferred one first.
+    pub families: Vec<Family>,
+    /// `ipFamilyPolicy: RequireDualStack`: an address of each family or none at all.
+    pub all_families: bool,
+    /// Addresses that are wanted: annotation [`CLAIM_ADDRESSES`], else `spec.loadBalancerIP`.
+    pub wanted: Vec<IpAddr>,
+    /// Annotation [`CLAIM_POOL`].
+    pub pool: Option<Arc<str>>,
+    /// Annotation [`CLAIM_SHARE`].
+    pub share: Option<Arc<str>>,
+    /// Ports of the Service, *host order*.
+    pub ports: Vec<(Protocol, u16)>,
 }
 
 /// An `EndpointSlice` of one family that belongs to a Service.

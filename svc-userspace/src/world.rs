@@ -139,6 +139,7 @@ mod tests {
             cluster_ips: vec!["10.96.0.1".parse().expect("an address")],
             external_ips: vec![],
             load_balancer_ips: vec![],
+            claim: None,
             source_ranges: vec![],
             ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: Some(30080) }],
             external_local: false,

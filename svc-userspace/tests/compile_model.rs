@@ -120,6 +120,7 @@ fn agents_service(service: &rules::Service) -> Service {
         cluster_ips: service.cluster_ips.clone(),
         external_ips: service.external_ips.clone(),
         load_balancer_ips: service.load_balancer_ips.clone(),
+        claim: None,
         source_ranges: vec![],
         ports: ports.collect(),
         external_local: service.policies.external_local,

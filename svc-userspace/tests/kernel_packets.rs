@@ -5,7 +5,7 @@
 //! kernel object that `cargo xtask ebpf` builds.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::Debug,
     fs,
     hash::Hash,
@@ -19,7 +19,10 @@ use aya::{
 };
 use svc_common::{
     AffinityKey, Backend, Cidr, Config, Counters, Flow, FlowKey, FragmentKey, FrontendKey, Interface, Reason, SlotLine,
-    SourcePrefix, config::CONFIG_MASQUERADE, flow::FLOW_MASQUERADED, source_range::SERVICE_BITS,
+    SourcePrefix,
+    config::{CONFIG_BRIDGES, CONFIG_FILTER, CONFIG_MASQUERADE, CONFIG_SERVICE_CIDRS, INTERFACE_BRIDGE_PORT},
+    flow::FLOW_MASQUERADED,
+    source_range::SERVICE_BITS,
 };
 use svc_ebpf::{Verdict, host::HostTables};
 use svc_fuzz::{
@@ -37,8 +40,8 @@ const TCX_REDIRECT: u32 = 7;
 const SKB_MARK: usize = 8;
 const SKB_LEN: usize = 192;
 
-/// The loaded programs and their maps, and the words of TARGETS that were ever written.
-struct Kernel(Ebpf, BTreeMap<u32, u64>);
+/// The loaded programs and their maps, the elements of UNUSUAL that are set, and the words of FILTER that were ever written.
+struct Kernel(Ebpf, BTreeMap<u32, u64>, BTreeSet<u32>);
 
 /// What was met, in both the kernel and the host build.
 #[derive(Clone, Copy, Debug, Default)]
@@ -86,7 +89,7 @@ impl Kernel {
             let program: &mut SchedClassifier = ebpf.program_mut(name).unwrap().try_into().unwrap();
             program.load().unwrap();
         }
-        Self(ebpf, BTreeMap::new())
+        Self(ebpf, BTreeMap::new(), BTreeSet::new())
     }
 
     fn map<'a, T: TryFrom<&'a mut Map>>(&'a mut self, name: &str) -> T
@@ -119,21 +122,33 @@ impl Kernel {
         self.fill_family(&world.v4);
         self.fill_family(&world.v6);
         let mut words: BTreeMap<u32, u64> = self.1.keys().map(|word| (*word, 0)).collect();
-        for bit in world.v4.targets.iter().chain(&world.v6.targets) {
+        for bit in world.v4.filter.iter().chain(&world.v6.filter) {
             *words.entry(bit / 64).or_default() |= 1 << (bit % 64);
         }
         if words != self.1 {
-            let mut targets: Array<_, u64> = self.map("TARGETS");
+            let mut filter: Array<_, u64> = self.map("FILTER");
             for (word, bits) in &words {
-                targets.set(*word, *bits, 0).unwrap();
+                filter.set(*word, *bits, 0).unwrap();
             }
             self.1 = words;
         }
         let mut line = SlotLine::default();
         line.backends[..world.v4.slots.len()].copy_from_slice(&world.v4.slots);
         self.map::<Array<_, SlotLine>>("SLOTS").set(0, line, 0).unwrap();
-        let flags = if world.v4.programs_masquerade { CONFIG_MASQUERADE } else { 0 };
-        let config = Config { masquerade_mark: MARK, flags, ..Config::default() };
+        let masquerade = if world.v4.programs_masquerade { CONFIG_MASQUERADE } else { 0 };
+        let unusual: BTreeSet<u32> = world.v4.unusual.union(&world.v6.unusual).copied().collect();
+        let before = std::mem::replace(&mut self.2, unusual.clone());
+        let mut marks: Array<_, u64> = self.map("UNUSUAL");
+        for place in before.symmetric_difference(&unusual) {
+            marks.set(*place, u64::from(unusual.contains(place)), 0).unwrap();
+        }
+        let bridges = if world.v4.interface.flags & INTERFACE_BRIDGE_PORT != 0 { CONFIG_BRIDGES } else { 0 };
+        let filter = if world.v4.is_filtered { CONFIG_FILTER } else { 0 };
+        let config = Config {
+            masquerade_mark: MARK,
+            flags: bridges | filter | masquerade | CONFIG_SERVICE_CIDRS,
+            ..Config::default()
+        };
         self.map::<Array<_, Config>>("CONFIG").set(0, config, 0).unwrap();
         self.map::<HashMap<_, u32, Interface>>("INTERFACES").insert(INTERFACE, world.v4.interface, 0).unwrap();
     }
@@ -260,12 +275,18 @@ fn masqueraded<A: Plan>(tables: &HostTables<A>) -> usize {
 fn compare(kernel: &mut Kernel, case: &Case, met: &mut Met) {
     let mut world = World::new(&case.setting);
     kernel.fill(&world);
+    run(kernel, &mut world, case, met);
+    // What the programs have marked, as the next case must not find it.
+    kernel.2.extend(world.v4.unusual.union(&world.v6.unusual));
+}
+
+fn run(kernel: &mut Kernel, world: &mut World, case: &Case, met: &mut Met) {
     let mut counters = kernel.counters();
     let mut last = Last::default();
     for event in &case.events {
         if let Event::Change(change) = event {
             world.apply(*change);
-            kernel.fill(&world);
+            kernel.fill(world);
             continue;
         }
         let Some(packet) = last.packet(event).filter(|packet| world.can_carry(packet)) else { continue };

@@ -127,7 +127,7 @@ impl Fixture {
 }
 
 fn options() -> SourceOptions {
-    SourceOptions { node_name: "node-a".into(), external_ips: false }
+    SourceOptions { node_name: "node-a".into(), external_ips: false, claims: svc_userspace::model::Claims::Nobody }
 }
 
 fn service(name: &str, address: &str) -> Value {

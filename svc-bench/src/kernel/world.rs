@@ -8,8 +8,14 @@ use aya::{
 use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep};
 use svc_common::{
     Backend, BackendState, Cidr, Config, Frontend, FrontendKey, Interface, Scope, SlotLine, SlotRange,
-    backend::BACKEND_LOCAL, flow_hash, frontend::FLAG_CLUSTER_IP, hash::SLOTS_PER_LINE, protocol, slot_in_range,
-    target::target_bit, vip::VIP_INSIDE,
+    backend::BACKEND_LOCAL,
+    config::{CONFIG_FILTER, CONFIG_SERVICE_CIDRS},
+    filter::{KNOWN_ENDPOINT, KNOWN_FRONTEND, filter_place},
+    flow_hash,
+    frontend::FLAG_CLUSTER_IP,
+    hash::SLOTS_PER_LINE,
+    protocol, slot_in_range,
+    vip::VIP_INSIDE,
 };
 use svc_ebpf::{
     bench::{PACKET_LEN, Plan},
@@ -86,8 +92,8 @@ pub(super) mod end {
     pub(in super::super) const VIPS: u32 = 0x0a60_0000;
     pub(super) const OTHERS: u32 = 0x0a61_0000;
     pub(in super::super) const BACKENDS: u32 = 0x0af4_0100;
-    /// Of nobody's.
-    pub(in super::super) const STRANGER: u32 = 0x0afa_0001;
+    /// Of nobody's. The one before it shares its bit of FILTER with a VIP, as one address in seventy does with so many.
+    pub(in super::super) const STRANGER: u32 = 0x0afa_0002;
     /// Clients of flows that are established, and of those that are new.
     pub(super) const CLIENTS: u32 = 0x0a40_0000;
     pub(super) const NEW_CLIENTS: u32 = 0x0a80_0000;
@@ -234,13 +240,22 @@ where
         let address = A::ending(end::BACKENDS + id);
         backends.set(id, Backend { address, port: TARGET, state, flags, generation: 1, service }, 0)?;
     }
-    let mut targets = Array::<_, u64>::try_from(bed.map("TARGETS")?)?;
-    for id in 1..=BACKENDS + 2 {
-        for protocol in [protocol::UDP, protocol::TCP] {
-            let bit = target_bit(&A::ending(end::BACKENDS + id), TARGET, protocol);
-            let word = targets.get(&(bit / 64), 0)?;
-            targets.set(bit / 64, word | 1 << (bit % 64), 0)?;
+    let mut filter = Array::<_, u64>::try_from(bed.map("FILTER")?)?;
+    let mut know = |end, port, protocol, bit: u32| -> Result<()> {
+        let place = filter_place(&A::ending(end), port, protocol);
+        let word = filter.get(&(place / 64), 0)?;
+        Ok(filter.set(place / 64, word | u64::from(bit) << (place % 64), 0)?)
+    };
+    for protocol in [protocol::UDP, protocol::TCP] {
+        for id in 1..=BACKENDS + 2 {
+            know(end::BACKENDS + id, TARGET, protocol, KNOWN_ENDPOINT)?;
         }
+        for &(address, ..) in &all {
+            know(address, 80, protocol, KNOWN_FRONTEND)?;
+        }
+    }
+    for &(address, ..) in &all {
+        know(address, 0, 0, KNOWN_FRONTEND)?;
     }
     let mut lines = Array::<_, SlotLine>::try_from(bed.map("SLOTS")?)?;
     for line in 0..=SLOTS / SLOTS_PER_LINE {
@@ -254,7 +269,7 @@ where
     }
     Array::<_, Config>::try_from(bed.map("CONFIG")?)?.set(
         0,
-        Config { masquerade_mark: 0x1000, ..Config::default() },
+        Config { masquerade_mark: 0x1000, flags: CONFIG_FILTER | CONFIG_SERVICE_CIDRS, ..Config::default() },
         0,
     )?;
     let inside = Interface { scope: Scope::Inside as u8, ..Interface::default() };

@@ -5,18 +5,18 @@
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
-    helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
+    helpers::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_coarse_ns},
     macros::btf_map,
 };
 use svc_common::{
     Address as _, Affinity, AffinityKey, Backend, Cidr, Config, Counters, Flow, FlowKey, FragmentKey, Frontend,
     FrontendKey, Hook, Interface, Ports, Reason, ServiceName, SlotLine, SocketBackend, SocketKey, SocketPeer,
     SourcePrefix,
-    config::CONFIG_MASQUERADE,
+    config::{CONFIG_BRIDGES, CONFIG_FILTER, CONFIG_MASQUERADE, CONFIG_SERVICE_CIDRS},
+    filter::{FILTER_WORDS, KNOWN_ENDPOINT, KNOWN_FRONTEND, UNUSUAL as UNUSUAL_LEN, filter_place, unusual_place},
     hash::SLOTS_PER_LINE,
     masquerade::PORTS,
     source_range::SERVICE_BITS,
-    target::{TARGET_WORDS, target_bit},
     vip::SERVICE_CIDRS,
 };
 use svc_ebpf::{
@@ -72,7 +72,9 @@ static MASQUERADE_V6: HashMap<u32, A6, 4096, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 static RESERVED: Array<u64, { (PORTS / 64) as usize }> = Array::new();
 #[btf_map]
-static TARGETS: Array<u64, { TARGET_WORDS as usize }, MMAPABLE> = Array::new();
+static FILTER: Array<u64, { FILTER_WORDS as usize }, MMAPABLE> = Array::new();
+#[btf_map]
+static UNUSUAL: Array<u64, { UNUSUAL_LEN as usize }> = Array::new();
 #[btf_map]
 static REFUSALS: PerCpuArray<Refusals, 1> = PerCpuArray::new();
 #[btf_map]
@@ -202,6 +204,21 @@ pub(super) fn has_flag(interface: u32, flag: u8) -> bool {
     unsafe { INTERFACES.get(&interface) }.is_some_and(|interface| interface.flags & flag != 0)
 }
 
+/// True if a flag of CONFIG is set.
+#[inline(always)]
+fn has(flag: u32) -> bool {
+    CONFIG.get(0).is_some_and(|config| config.flags & flag != 0)
+}
+
+/// The two bits at a place of FILTER.
+#[inline(always)]
+fn bits(place: u32) -> u32 {
+    match FILTER.get(place / 64) {
+        Some(word) => (*word >> (place % 64)) as u32 & (KNOWN_FRONTEND | KNOWN_ENDPOINT),
+        None => KNOWN_FRONTEND | KNOWN_ENDPOINT, // never taken: an array's entries are always there
+    }
+}
+
 /// Copies a value of whole 32-bit words, word by word: see `Address::copy`.
 ///
 /// # Safety
@@ -217,10 +234,42 @@ pub(super) unsafe fn copy<T>(from: *const T, to: *mut T) {
     }
 }
 
+/// What the coarse clock said in one of the kernel's ticks.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Clock {
+    /// The tick: `jiffies`.
+    tick: u64,
+    /// The coarse clock, which moves with the ticks.
+    ns: u64,
+}
+
+#[btf_map]
+static CLOCK: PerCpuArray<Clock, 1> = PerCpuArray::new();
+
+/// The coarse clock, asked once in a tick: the number of the tick is a read of memory (the verifier inlines the helper), the
+/// clock is a call.
+#[inline(always)]
+fn coarse_ns() -> u64 {
+    // SAFETY: helpers without arguments; a value of a per-CPU array belongs to this CPU while the program runs. (A program
+    // of the other hook that interrupts this one writes the same.)
+    unsafe {
+        let tick = bpf_jiffies64();
+        match CLOCK.get_ptr_mut(0) {
+            Some(clock) if (*clock).tick == tick => (*clock).ns,
+            Some(clock) => {
+                let ns = bpf_ktime_get_coarse_ns();
+                *clock = Clock { tick, ns };
+                ns
+            }
+            None => bpf_ktime_get_coarse_ns(),
+        }
+    }
+}
+
 #[inline(always)]
 pub(super) fn coarse_now() -> u32 {
-    // SAFETY: a helper without arguments.
-    (unsafe { bpf_ktime_get_coarse_ns() } >> 30) as u32
+    (coarse_ns() >> 30) as u32
 }
 
 #[inline(always)]
@@ -228,7 +277,7 @@ fn may_refuse() -> bool {
     let Some(refusals) = REFUSALS.get_ptr_mut(0) else { return false };
     // SAFETY: a helper without arguments; a value of a per-CPU array belongs to this CPU while the program runs.
     unsafe {
-        let span = (bpf_ktime_get_coarse_ns() >> SPAN_SHIFT) as u32;
+        let span = (coarse_ns() >> SPAN_SHIFT) as u32;
         if (*refusals).span != span {
             *refusals = Refusals { span, count: 0 };
         }
@@ -259,7 +308,7 @@ impl Drops for Maps {
 macro_rules! family {
     (
         $address:ty, $frontends:ident, $backends:ident, $affinity:ident, $fragments:ident, $sockets:ident,
-        $peers:ident, $vips:ident, $cidrs:ident, $sources:ident, $masquerades:ident, $attempt:ident, $decide:ident,
+        $peers:ident, $vips:ident, $cidrs:ident, $sources:ident, $in_cidr:ident, $masquerades:ident, $attempt:ident, $decide:ident,
         $masquerade:ident, $try_port:ident
     ) => {
         impl Decisions<$address> for Maps {
@@ -301,17 +350,37 @@ macro_rules! family {
 
             #[inline(always)]
             fn in_service_cidr(&mut self, address: &$address) -> bool {
-                let mut found = false;
-                for index in 0..SERVICE_CIDRS {
-                    found |= $cidrs.get(index).is_some_and(|cidr| cidr.contains(address));
+                has(CONFIG_SERVICE_CIDRS) && $in_cidr(address) != 0
+            }
+
+            #[inline(always)]
+            fn known(&mut self, address: &$address, port: u16, protocol: u8) -> u32 {
+                if has(CONFIG_FILTER) {
+                    bits(filter_place(address, port, protocol))
+                } else {
+                    KNOWN_FRONTEND | KNOWN_ENDPOINT
                 }
-                found
             }
 
             #[inline(always)]
             fn now(&mut self) -> u32 {
                 coarse_now()
             }
+        }
+
+        /// A global function, as below. 1 if the address is in SERVICE_CIDRS.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        #[expect(unreachable_pub, reason = "as below")]
+        pub extern "C" fn $in_cidr(address: *const $address) -> u32 {
+            // To the verifier a pointer that comes as an argument may be null.
+            // SAFETY: the only caller passes a reference.
+            let Some(address) = (unsafe { address.as_ref() }) else { return 0 };
+            let mut found = false;
+            for index in 0..SERVICE_CIDRS {
+                found |= $cidrs.get(index).is_some_and(|cidr| cidr.contains(address));
+            }
+            u32::from(found)
         }
 
         /// A global function: the verifier walks it once, by its signature (Linux 5.6; memory arguments 5.12). Returns an
@@ -397,8 +466,25 @@ macro_rules! family {
 
             #[inline(always)]
             fn is_target(&mut self, address: &$address, port: u16, protocol: u8) -> bool {
-                let bit = target_bit(address, port, protocol);
-                TARGETS.get(bit / 64).is_some_and(|word| word >> (bit % 64) & 1 == 1)
+                bits(filter_place(address, port, protocol)) & KNOWN_ENDPOINT != 0
+            }
+
+            #[inline(always)]
+            fn is_unusual(&mut self, source: &$address, destination: &$address) -> bool {
+                !has(CONFIG_FILTER) || UNUSUAL.get(unusual_place(source, destination)).is_none_or(|seen| *seen != 0)
+            }
+
+            #[inline(always)]
+            fn set_unusual(&mut self, source: &$address, destination: &$address) {
+                if let Some(seen) = UNUSUAL.get_ptr_mut(unusual_place(source, destination)) {
+                    // SAFETY: a value of an array; nobody ever writes anything else.
+                    unsafe { seen.write_volatile(1) };
+                }
+            }
+
+            #[inline(always)]
+            fn has_bridges(&mut self) -> bool {
+                has(CONFIG_BRIDGES)
             }
 
             #[inline(always)]
@@ -533,6 +619,7 @@ family!(
     VIPS_V4,
     SERVICE_CIDRS_V4,
     SOURCE_RANGES_V4,
+    svc_in_cidr_v4,
     MASQUERADE_V4,
     svc_attempt_v4,
     svc_decide_v4,
@@ -550,6 +637,7 @@ family!(
     VIPS_V6,
     SERVICE_CIDRS_V6,
     SOURCE_RANGES_V6,
+    svc_in_cidr_v6,
     MASQUERADE_V6,
     svc_attempt_v6,
     svc_decide_v6,

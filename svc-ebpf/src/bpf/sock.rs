@@ -149,11 +149,27 @@ fn deny(errno: i32) -> i32 {
     DENY
 }
 
+/// What is asked before anything else, because most sockets have nothing to do with Services: `is_ours` of the address and
+/// port. The helpers that say whose socket it is cost more.
+#[inline(always)]
+fn filter<A: Address>(
+    context: *mut bpf_sock_addr,
+    address: &A,
+    is_ours: impl Fn(&mut Maps, &A, u16, u8) -> bool,
+) -> bool {
+    // SAFETY: as above.
+    let protocol = unsafe { (*context).protocol } as u8;
+    is_ours(&mut Maps { interface: 0 }, address, read_port(context), protocol)
+}
+
 #[inline(always)]
 fn connect<A: Address>(context: *mut bpf_sock_addr, address: A, write: impl Fn(*mut bpf_sock_addr, A)) -> i32
 where
     Maps: Sockets<A>,
 {
+    if !filter(context, &address, socket::concerns) {
+        return ALLOW;
+    }
     let Some(request) = request(context, address) else { return ALLOW };
     answer(context, socket::connect(&mut Maps { interface: 0 }, &request), write)
 }
@@ -163,6 +179,9 @@ fn send<A: Address>(context: *mut bpf_sock_addr, address: A, write: impl Fn(*mut
 where
     Maps: Sockets<A>,
 {
+    if !filter(context, &address, socket::concerns) {
+        return ALLOW;
+    }
     let Some(request) = request(context, address) else { return ALLOW };
     answer(context, socket::send(&mut Maps { interface: 0 }, &request), write)
 }
@@ -172,7 +191,8 @@ fn peer<A: Address>(context: *mut bpf_sock_addr, address: A, write: impl Fn(*mut
 where
     Maps: Sockets<A>,
 {
-    if let Some(request) = request(context, address)
+    if filter(context, &address, socket::may_be_backend)
+        && let Some(request) = request(context, address)
         && let Some(vip) = socket::peer(&mut Maps { interface: 0 }, &request)
     {
         write(context, vip.address);

@@ -8,10 +8,13 @@ use std::{
 };
 
 use ipnet::IpNet;
-use svc_common::{BackendState, Frontend, ServiceName, SlotRange};
+use svc_common::{
+    BackendState, Frontend, ServiceName, SlotRange,
+    filter::{KNOWN_ENDPOINT, KNOWN_FRONTEND, filter_place},
+};
 use svc_userspace::{
     agent::engine,
-    tables::{BackendValue, Capacity, FrontendAddress, Observed, Op, REST_MS, SLOT_REST_MS},
+    tables::{BackendValue, Capacity, FilterWords, FrontendAddress, Observed, Op, REST_MS, SLOT_REST_MS},
 };
 
 /// The maps, when what was released, and how many more writes are to fail.
@@ -23,7 +26,7 @@ pub(super) struct Maps {
     frontends: BTreeMap<FrontendAddress, Frontend>,
     sources: BTreeSet<(u32, IpNet)>,
     vips: BTreeMap<IpAddr, u32>,
-    targets: BTreeMap<u32, u64>,
+    filter: FilterWords,
     /// `None`: never written.
     slots: Vec<Option<u32>>,
     services_until: BTreeMap<u32, u64>,
@@ -51,7 +54,7 @@ impl Maps {
             frontends: BTreeMap::new(),
             sources: BTreeSet::new(),
             vips: BTreeMap::new(),
-            targets: BTreeMap::new(),
+            filter: FilterWords::new(),
             slots: vec![None; capacity.slots as usize],
             services_until: BTreeMap::new(),
             backends_until: BTreeMap::new(),
@@ -111,13 +114,12 @@ impl Maps {
             Op::SetVip(address, flags) => {
                 let is_served = self.frontends.keys().any(|frontend| frontend.address.ip() == address);
                 assert!(is_served || self.has_failed, "{address} is a VIP and no frontend");
+                let is_known = self.is_known(SocketAddr::new(address, 0), 0, KNOWN_FRONTEND);
+                assert!(is_known || self.has_failed, "{address} is a VIP and not in the filter");
                 self.vips.insert(address, flags);
             }
             Op::RemoveVip(address) => drop(self.vips.remove(&address)),
-            Op::WriteTargets(word, bits) => {
-                self.targets.insert(word, bits);
-                self.targets.retain(|_, bits| *bits != 0);
-            }
+            Op::SetFilter(word, bits) => *self.filter.entry(word).or_default() |= bits,
         }
     }
 
@@ -187,11 +189,21 @@ impl Maps {
         }
     }
 
+    fn is_known(&self, address: SocketAddr, protocol: u8, bit: u32) -> bool {
+        let place = match address.ip() {
+            IpAddr::V4(ip) => filter_place(&ip.octets(), address.port(), protocol),
+            IpAddr::V6(ip) => filter_place(&ip.octets(), address.port(), protocol),
+        };
+        self.filter.get(&(place / 64)).is_some_and(|word| word >> (place % 64) & u64::from(bit) != 0)
+    }
+
     fn check_frontend(&self, address: &FrontendAddress, value: &Frontend) {
         let name = self.services.get(&value.service);
         let name = name.unwrap_or_else(|| panic!("{address:?} names service {}, which is none", value.service));
         assert_eq!(name.protocol, address.protocol.number(), "{address:?} is of another protocol than its service");
         assert_eq!(name.version == 4, address.address.is_ipv4(), "{address:?} is of another family than its service");
+        let protocol = address.protocol.number();
+        assert!(self.is_known(address.address, protocol, KNOWN_FRONTEND), "{address:?} is not in the filter");
         for range in [value.inside, value.outside] {
             for id in self.slots(range).iter().collect::<BTreeSet<_>>() {
                 let id = id.unwrap_or_else(|| panic!("{address:?} names slots that were never written: {range:?}"));
@@ -199,6 +211,8 @@ impl Maps {
                 assert_ne!(backend.state, BackendState::Gone, "{address:?} leads to backend {id}, which is gone");
                 assert_eq!(backend.service, value.service, "{address:?} leads to backend {id} of another service");
                 assert_eq!(backend.address.is_ipv4(), address.address.is_ipv4(), "{address:?} changes the family");
+                let is_known = self.is_known(backend.address, protocol, KNOWN_ENDPOINT);
+                assert!(is_known, "backend {id} of {address:?} is not in the filter");
             }
         }
     }
@@ -239,7 +253,6 @@ impl Maps {
             && self.frontends.is_empty()
             && self.sources.is_empty()
             && self.vips.is_empty()
-            && self.targets.is_empty()
             && self.live().is_empty()
     }
 
@@ -260,7 +273,7 @@ impl Maps {
                 .collect(),
             sources: self.sources.iter().copied().collect(),
             vips: self.vips.iter().map(|(address, flags)| (*address, *flags)).collect(),
-            targets: self.targets.iter().map(|(word, bits)| (*word, *bits)).collect(),
+            filter: self.filter.iter().map(|(word, bits)| (*word, *bits)).collect(),
         }
     }
 }
@@ -293,6 +306,12 @@ impl engine::Maps for Maps {
             self.carry_out(op);
         }
         Ok(())
+    }
+
+    fn sweep_filter(&mut self, used: FilterWords) -> Result<FilterWords, Self::Error> {
+        self.filter.clone_from(&used);
+        self.check();
+        Ok(used)
     }
 
     fn set_synced(&mut self) -> Result<(), Self::Error> {

@@ -196,7 +196,8 @@ impl Agent {
 /// Runs what the bytes stand for.
 pub fn run(bytes: &[u8]) {
     let (capacity, actions) = actions(bytes);
-    let options = SourceOptions { node_name: Arc::from("n1"), external_ips: true };
+    let options =
+        SourceOptions { node_name: Arc::from("n1"), external_ips: true, claims: svc_userspace::model::Claims::Nobody };
     let mut files = InMemory::new(options);
     let mut agent = Agent::new(capacity, node(3));
     let mut names = Vec::new();

@@ -53,6 +53,9 @@ pub struct Options {
     /// UDP: connect the socket
     #[arg(long)]
     pub connected: bool,
+    /// UDP: routers after which the datagram is returned as undeliverable
+    #[arg(long)]
+    pub hops: Option<u8>,
     /// UDP: after a failure other than a time-out, go on with a new socket
     #[arg(long)]
     pub reopen: bool,

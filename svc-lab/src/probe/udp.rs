@@ -26,11 +26,21 @@ impl Socket {
         let destination = options.destination;
         if options.connected {
             socket.connect(destination)?;
-        } else if destination.is_ipv4() {
-            // A socket that is not connected hears of ICMP errors only on demand.
-            setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
-        } else {
-            setsockopt(&socket, sockopt::Ipv6RecvErr, &true)?;
+        }
+        if !options.connected || options.hops.is_some() {
+            // A socket hears of ICMP errors only on demand; one that is connected, of those that may pass.
+            if destination.is_ipv4() {
+                setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
+            } else {
+                setsockopt(&socket, sockopt::Ipv6RecvErr, &true)?;
+            }
+        }
+        if let Some(hops) = options.hops {
+            if destination.is_ipv4() {
+                setsockopt(&socket, sockopt::Ipv4Ttl, &hops.into())?;
+            } else {
+                setsockopt(&socket, sockopt::Ipv6Ttl, &hops.into())?;
+            }
         }
         let timeout = Duration::from_millis(options.timeout);
         Ok(Self { inner: socket, destination, connected: options.connected, timeout })

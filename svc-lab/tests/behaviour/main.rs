@@ -9,6 +9,7 @@ mod maps;
 mod node_ports;
 mod objects;
 mod offloads;
+mod pools;
 mod ports;
 mod shop;
 mod slices;

@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use svc_common::BackendState;
+use svc_common::{BackendState, filter::FILTER_BITS};
 
 use crate::{
     compile::{NodeContext, PortTable},
@@ -18,7 +18,7 @@ use crate::{
     metrics::Metrics,
     model::{Change, Family, ObjectName},
     sockets::Gone,
-    tables::{Observed, Op, Refused, Tables},
+    tables::{FilterWords, Observed, Op, Refused, Tables},
     world::World,
 };
 
@@ -30,7 +30,10 @@ pub trait Maps {
     /// Applies operations in order, up to the first that fails: then its index comes back.
     fn apply(&mut self, ops: &[Op]) -> Result<(), (usize, Self::Error)>;
 
-    /// Notes in the maps that every Service has been programmed once.
+    /// Leaves in FILTER the bits of `used` and those that flows still need, which is what it returns.
+    fn sweep_filter(&mut self, used: FilterWords) -> Result<FilterWords, Self::Error>;
+
+    /// Notes in the maps that every Service has been programmed once, and that FILTER knows of all that is in the maps.
     fn set_synced(&mut self) -> Result<(), Self::Error>;
 }
 
@@ -38,6 +41,11 @@ pub trait Maps {
 const LONGEST_RETRY_MS: u64 = 30_000;
 /// Time after which refused ports are tried again, milliseconds: what stood in their way may be gone.
 const REFUSED_RETRY_MS: u64 = 5_000;
+
+/// Bits of FILTER without a Service that are no reason to sweep it: one in thirty.
+const MOST_STALE_BITS: u32 = FILTER_BITS / 32;
+/// Least time between two sweeps, milliseconds: each looks at every flow.
+const SWEEP_MS: u64 = 60_000;
 
 /// Operations that could not be applied: they, and what comes after them for the same Service, wait.
 #[derive(Debug, Default)]
@@ -69,6 +77,8 @@ pub struct Engine<M> {
     waiting: BTreeMap<ObjectName, Waiting>,
     refused: BTreeMap<ObjectName, Vec<Refused>>,
     refused_retry_ms: u64,
+    /// When FILTER may be swept again.
+    sweep_ms: u64,
     health_ports: BTreeMap<ObjectName, HealthPort>,
     without_local: BTreeMap<ObjectName, (bool, bool)>,
     triggers: Triggers,
@@ -102,6 +112,7 @@ impl<M: Maps> Engine<M> {
             waiting: BTreeMap::new(),
             refused: BTreeMap::new(),
             refused_retry_ms: 0,
+            sweep_ms: 0,
             health_ports: BTreeMap::new(),
             without_local: BTreeMap::new(),
             triggers: Triggers::default(),
@@ -253,7 +264,7 @@ impl<M: Maps> Engine<M> {
     /// What Services have in common has a line of its own: of two Services' writes to one of its entries, the later one must
     /// not be overtaken by the retry of the earlier one.
     fn apply(&mut self, name: &ObjectName, ops: Vec<Op>, gone: Vec<Gone>, now_ms: u64) {
-        let is_shared = |op: &Op| matches!(op, Op::SetVip(..) | Op::RemoveVip(_) | Op::WriteTargets(..));
+        let is_shared = |op: &Op| matches!(op, Op::SetVip(..) | Op::RemoveVip(_));
         let (shared, own) = ops.into_iter().partition(is_shared);
         self.apply_in_line(name, own, gone, now_ms);
         self.apply_in_line(&ObjectName::new("", "(what Services share)"), shared, Vec::new(), now_ms);
@@ -326,6 +337,13 @@ impl<M: Maps> Engine<M> {
         self.retry(now_ms);
         self.note_synced();
         self.tables.expire(now_ms);
+        let is_stale = self.tables.stale_bits() > MOST_STALE_BITS && now_ms >= self.sweep_ms;
+        if is_stale && self.synced && self.waiting.is_empty() {
+            self.sweep_ms = now_ms + SWEEP_MS;
+            if let Err(error) = self.sweep_filter() {
+                tracing::warn!(%error, "cannot sweep FILTER, packets of others cost more until it succeeds");
+            }
+        }
         if now_ms >= self.refused_retry_ms {
             self.refused_retry_ms = now_ms + REFUSED_RETRY_MS;
             for name in self.tables.refused() {
@@ -338,7 +356,7 @@ impl<M: Maps> Engine<M> {
         if self.synced || !self.complete || !self.waiting.is_empty() {
             return;
         }
-        match self.maps.set_synced() {
+        match self.sweep_filter().and_then(|()| self.maps.set_synced()) {
             Ok(()) => {
                 self.synced = true;
                 let services = self.world.services().count();
@@ -346,6 +364,13 @@ impl<M: Maps> Engine<M> {
             }
             Err(error) => tracing::error!(%error, "cannot note in CONFIG that every Service is programmed"),
         }
+    }
+
+    /// Clears bits of FILTER. Not while operations wait: theirs count as set.
+    fn sweep_filter(&mut self) -> Result<(), M::Error> {
+        let words = self.maps.sweep_filter(self.tables.filter())?;
+        self.tables.filter_swept(words);
+        Ok(())
     }
 
     fn note_refused(&mut self, name: &ObjectName, refused: Vec<Refused>) {

@@ -27,12 +27,13 @@ use tokio::{
 
 use self::{engine::Engine, links::Links, node::NodePortAddresses};
 use crate::{
+    balancer::{self, follow::News, local::Local},
     health::{self, Health},
     interfaces::{self, InterfaceEvent, InterfaceOptions},
     kernel::{self, AttachMode, Dataplane, MASQUERADE_MARK, Xdp, check::Verdict, view::Pins},
     masquerade::{self, MasqueradeError},
     metrics::Metrics,
-    model::Change,
+    model::{Change, Claims},
     sockets::{self, Gone},
     source::{self, SourceError, SourceOptions},
     tables::Capacity,
@@ -92,6 +93,8 @@ pub struct Options {
     pub config_flags: u32,
     /// Honour `spec.externalIPs`.
     pub external_ips: bool,
+    /// Pools of addresses for Services of type LoadBalancer, and who may ask them.
+    pub pools: Option<(PathBuf, Claims)>,
     /// Prefixes of cluster IPs, if known.
     pub service_cidrs: Vec<IpNet>,
     /// Root of the pins.
@@ -114,6 +117,13 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     // A client that cannot be made is known before the kernel is touched.
     let source = connect(&options.source).await?;
+    let (balancer, pools, claims) = match &options.pools {
+        Some((file, claims)) => {
+            let (pools, news) = balancer::follow::start(file).context("cannot use the pools")?;
+            (Some(Local::new(pools)), Some(news), *claims)
+        }
+        None => (None, None, Claims::Nobody),
+    };
 
     let programs_masquerade = match options.masquerade {
         Masquerade::Nftables => false,
@@ -171,7 +181,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let (events_sender, events) = mpsc::channel(1024);
     let watched = InterfaceOptions { uplinks: options.uplinks.clone(), pod_patterns: options.pod_patterns.clone() };
     let interfaces = tokio::spawn(interfaces::run(watched, events_sender));
-    let source_options = SourceOptions { node_name: options.node_name.clone(), external_ips: options.external_ips };
+    let source_options =
+        SourceOptions { node_name: options.node_name.clone(), external_ips: options.external_ips, claims };
     let source = source.start(source_options, changes_sender);
 
     // Without socket hooks, nobody has redirected a socket.
@@ -193,6 +204,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         metrics,
         node_ports,
         sockets,
+        balancer,
+        pools,
         started: Instant::now(),
         changes,
         events,
@@ -245,6 +258,9 @@ struct Agent {
     node_ports: health::node_ports::Handle,
     /// Who tells sockets that their backend is gone.
     sockets: Option<std::sync::mpsc::Sender<Vec<Gone>>>,
+    /// Gives addresses of pools to Services, before anybody else sees them.
+    balancer: Option<Local>,
+    pools: Option<mpsc::Receiver<News>>,
     started: Instant,
     changes: mpsc::Receiver<Change>,
     events: mpsc::Receiver<InterfaceEvent>,
@@ -281,9 +297,10 @@ impl Agent {
                     anyhow::bail!("the interface watcher ended although nobody stopped it");
                 }
                 Some(event) = self.events.recv() => self.interface(event),
+                Some(news) = next(&mut self.pools) => self.pools(news),
                 1.. = self.changes.recv_many(&mut batch, CHANGES_A_STEP) => {
                     self.health.changed(Instant::now());
-                    batch.drain(..).for_each(|change| self.change(change));
+                    batch.drain(..).for_each(|change| self.pass(change));
                 }
                 () = std::future::ready(()), if work => self.step(),
             }
@@ -327,6 +344,30 @@ impl Agent {
         }
         let addresses = &self.engine.world().context().node_port_addresses;
         self.node_ports.set(addresses, self.engine.health_ports());
+    }
+
+    /// Takes a change of the source, and what it means for addresses out of pools.
+    fn pass(&mut self, change: Change) {
+        match &mut self.balancer {
+            Some(balancer) => balancer.pass(change).into_iter().for_each(|change| self.change(change)),
+            None => self.change(change),
+        }
+    }
+
+    /// Takes other pools, or notes that the file makes no sense.
+    fn pools(&mut self, news: News) {
+        let file = self.options.pools.as_ref().map(|(file, _)| file.display().to_string()).unwrap_or_default();
+        match news {
+            Ok(pools) => {
+                self.metrics.no_problem("File", &file);
+                self.health.changed(Instant::now());
+                let changes = self.balancer.as_mut().map(|balancer| balancer.set_pools(pools)).unwrap_or_default();
+                for change in changes {
+                    self.change(change);
+                }
+            }
+            Err(problem) => self.metrics.problem(&problem),
+        }
     }
 
     fn change(&mut self, change: Change) {
@@ -409,6 +450,14 @@ impl Agent {
         let now_ms = self.now_ms();
         self.engine.set_node(context);
         self.engine.set_own_addresses(own, now_ms);
+    }
+}
+
+/// What comes next; nothing ever does where there is no sender.
+async fn next<T>(receiver: &mut Option<mpsc::Receiver<T>>) -> Option<T> {
+    match receiver {
+        Some(receiver) => receiver.recv().await,
+        None => std::future::pending().await,
     }
 }
 

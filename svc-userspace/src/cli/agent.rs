@@ -18,7 +18,7 @@ use super::preflight;
 use crate::{
     agent::{self, Masquerade, node::NodePortAddresses},
     kernel::Xdp,
-    model::Family,
+    model::{Claims, Family},
     tables::Capacity,
 };
 
@@ -62,6 +62,12 @@ pub struct AgentArgs {
     /// Serve `spec.externalIPs`; whoever may write Services may then claim any address
     #[arg(long, env = "SVC_EXTERNAL_IPS", value_parser = BoolishValueParser::new())]
     pub external_ips: bool,
+    /// Give Services of type LoadBalancer addresses out of the pools of this YAML file, which is watched; with --manifests only
+    #[arg(long, env = "SVC_POOLS", value_name = "FILE", requires = "manifests")]
+    pub pools: Option<PathBuf>,
+    /// Give them to Services without a loadBalancerClass as well, not only to those of class `svc/pools`
+    #[arg(long, env = "SVC_POOLS_DEFAULT", value_parser = BoolishValueParser::new(), requires = "pools")]
+    pub pools_default: bool,
     /// Prefix that Services are given their cluster IPs of, at most 4 of each family; repeat for more. Packets to addresses
     /// of it that no Service owns are dropped rather than sent out
     #[arg(long = "service-cidr", env = "SVC_SERVICE_CIDR", value_name = "CIDR", value_delimiter = ',')]
@@ -167,6 +173,9 @@ pub fn run(bpffs: PathBuf, args: AgentArgs) -> anyhow::Result<()> {
         _ => Some(preflight::cgroup(args.cgroup.as_deref()).context("cannot start the agent")?),
     };
     preflight::check(&bpffs, cgroup.as_deref()).context("cannot start the agent")?;
+    let claims = if args.pools_default { Claims::Default } else { Claims::Class };
+    let pools = args.pools.map(|file| std::path::absolute(file).map(|file| (file, claims))).transpose();
+    let pools = pools.context("--pools").context("cannot start the agent")?;
     let options = agent::Options {
         node_name: Arc::from(args.node_name),
         source,
@@ -178,6 +187,7 @@ pub fn run(bpffs: PathBuf, args: AgentArgs) -> anyhow::Result<()> {
         masquerade: args.masquerade,
         xdp: args.xdp,
         external_ips: args.external_ips,
+        pools,
         service_cidrs: args.service_cidrs,
         bpffs,
         cgroup,

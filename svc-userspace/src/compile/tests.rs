@@ -39,6 +39,7 @@ fn service() -> Service {
         cluster_ips: vec!["10.96.0.1".parse().expect("an address")],
         external_ips: vec!["192.0.2.9".parse().expect("an address")],
         load_balancer_ips: vec!["203.0.113.1".parse().expect("an address"), "2001:db8::1".parse().expect("an address")],
+        claim: None,
         source_ranges: vec![],
         ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: Some(30080) }],
         external_local: false,

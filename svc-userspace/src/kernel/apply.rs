@@ -114,8 +114,8 @@ fn one(maps: &mut Maps, operation: &Op) -> Result<(), Failure> {
             IpAddr::V4(ip) => absent_is_fine(maps.vips_v4.remove(&ip.octets())).map_err(failure("VIPS_V4", address)),
             IpAddr::V6(ip) => absent_is_fine(maps.vips_v6.remove(&ip.octets())).map_err(failure("VIPS_V6", address)),
         },
-        Op::WriteTargets(word, bits) => {
-            maps.targets.write_bits(*word, *bits).map_err(failure("TARGETS", &format_args!("word {word}")))
+        Op::SetFilter(word, bits) => {
+            maps.filter.set_bits(*word, *bits).map_err(failure("FILTER", &format_args!("word {word}")))
         }
         Op::RemoveFrontend(address) => {
             let protocol = address.protocol.number();

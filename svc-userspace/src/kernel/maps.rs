@@ -33,9 +33,10 @@ pub(super) struct Maps {
     pub(super) service_cidrs_v6: Array<MapData, Cidr<[u8; 16]>>,
     pub(super) source_ranges_v4: LpmTrie<MapData, SourcePrefix<[u8; 4]>, u32>,
     pub(super) source_ranges_v6: LpmTrie<MapData, SourcePrefix<[u8; 16]>, u32>,
-    pub(super) targets: Table<u64>,
     pub(super) masquerade_v4: HashMap<MapData, u32, [u8; 4]>,
     pub(super) masquerade_v6: HashMap<MapData, u32, [u8; 16]>,
+    pub(super) filter: Table<u64>,
+    pub(super) unusual: Array<MapData, u64>,
 }
 
 impl Maps {
@@ -58,9 +59,10 @@ impl Maps {
             service_cidrs_v6: open(layout, "SERVICE_CIDRS_V6")?,
             source_ranges_v4: open(layout, "SOURCE_RANGES_V4")?,
             source_ranges_v6: open(layout, "SOURCE_RANGES_V6")?,
-            targets: Table::open(layout, "TARGETS")?,
             masquerade_v4: open(layout, "MASQUERADE_V4")?,
             masquerade_v6: open(layout, "MASQUERADE_V6")?,
+            filter: Table::open(layout, "FILTER")?,
+            unusual: open(layout, "UNUSUAL")?,
         })
     }
 }
@@ -172,6 +174,16 @@ fn as_words<T: bytemuck::Pod>(value: &T) -> Vec<u32> {
 }
 
 impl Table<u64> {
+    /// Sets bits of a word of a filter, besides those that are set.
+    pub(super) fn set_bits(&mut self, word: u32, bits: u64) -> Result<(), MapError> {
+        let Some(words) = self.words(word) else { return self.array.set(word, self.array.get(&word, 0)? | bits, 0) };
+        for (word, half) in words.iter().zip(as_words(&bits)) {
+            word.fetch_or(half, Ordering::Relaxed);
+        }
+        fence(Ordering::SeqCst);
+        Ok(())
+    }
+
     /// Writes a word of a filter of bits.
     pub(super) fn write_bits(&mut self, word: u32, bits: u64) -> Result<(), MapError> {
         let Some(words) = self.words(word) else { return self.array.set(word, bits, 0) };

@@ -8,11 +8,14 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use svc_common::{
     Cidr, Config, Interface,
-    config::{CONFIG_MASQUERADE, CONFIG_PORTS_RESERVED, CONFIG_SYNCED, INTERFACE_XDP},
+    config::{
+        CONFIG_BRIDGES, CONFIG_FILTER, CONFIG_MASQUERADE, CONFIG_PORTS_RESERVED, CONFIG_SERVICE_CIDRS, CONFIG_SYNCED,
+        INTERFACE_BRIDGE_PORT, INTERFACE_XDP,
+    },
     vip::SERVICE_CIDRS,
 };
 
-use crate::tables::{Capacity, Observed, Op};
+use crate::tables::{Capacity, FilterWords, Observed, Op};
 
 mod apply;
 mod attach;
@@ -23,6 +26,7 @@ mod cleanup;
 mod clsact;
 mod decode;
 mod error;
+mod filter;
 mod links;
 mod load;
 mod log;
@@ -158,7 +162,9 @@ impl Dataplane {
             masquerade_mark: MASQUERADE_MARK,
             flags: if options.cgroup.is_some() { options.config_flags } else { 0 }
                 | if options.programs_masquerade { CONFIG_MASQUERADE } else { 0 }
-                | if adopted { previous.flags & (CONFIG_SYNCED | CONFIG_PORTS_RESERVED) } else { 0 },
+                | if options.service_cidrs.is_empty() { 0 } else { CONFIG_SERVICE_CIDRS }
+                // Not CONFIG_FILTER: another release may have been at work since it was set.
+                | if adopted { previous.flags & (CONFIG_SYNCED | CONFIG_BRIDGES | CONFIG_PORTS_RESERVED) } else { 0 },
         };
         maps.config.set(0, config, 0).map_err(|error| KernelError::map("CONFIG", error))?;
 
@@ -179,16 +185,32 @@ impl Dataplane {
         apply::apply(&mut self.maps, operations)
     }
 
-    /// Notes in CONFIG that every Service has been programmed once; the next start that adopts these maps keeps it.
+    /// Leaves in FILTER the bits of `used` and those that flows and sockets still need, which is what it returns.
+    pub fn sweep_filter(&mut self, used: FilterWords) -> Result<FilterWords, KernelError> {
+        filter::sweep(&self.layout, &mut self.maps, used)
+    }
+
+    /// Notes in CONFIG that every Service has been programmed once, which the next start that adopts these maps keeps, and that
+    /// FILTER is whole.
     pub fn set_synced(&mut self) -> Result<(), KernelError> {
+        self.set_flags(CONFIG_SYNCED | CONFIG_FILTER)
+    }
+
+    fn set_flags(&mut self, flags: u32) -> Result<(), KernelError> {
         let mut config: Config = self.maps.config.get(&0, 0).map_err(|error| KernelError::map("CONFIG", error))?;
-        config.flags |= CONFIG_SYNCED;
+        if config.flags & flags == flags {
+            return Ok(());
+        }
+        config.flags |= flags;
         self.maps.config.set(0, config, 0).map_err(|error| KernelError::map("CONFIG", error))
     }
 
     /// Attaches the classifiers to an interface, or replaces them atomically, and sets its scope. An error concerns this
     /// interface alone; nothing else has changed.
     pub fn set_interface(&mut self, interface: &InterfaceSpec) -> Result<(), KernelError> {
+        if interface.entry.flags & INTERFACE_BRIDGE_PORT != 0 {
+            self.set_flags(CONFIG_BRIDGES)?;
+        }
         self.maps
             .interfaces
             .insert(interface.index, interface.entry, 0)

@@ -40,10 +40,10 @@ pub(super) fn observe(layout: &Layout, maps: &Maps) -> Result<Observed, KernelEr
     sources::<[u8; 16]>(layout, "SOURCE_RANGES_V6", &mut observed.sources)?;
     each_entry(layout, "VIPS_V4", &mut |address: [u8; 4], flags: u32| observed.vips.push((address.into(), flags)))?;
     each_entry(layout, "VIPS_V6", &mut |address: [u8; 16], flags: u32| observed.vips.push((address.into(), flags)))?;
-    for word in 0..maps.targets.len() {
-        let bits = maps.targets.get(word).map_err(|error| KernelError::map("TARGETS", error))?;
+    for word in 0..maps.filter.len() {
+        let bits = maps.filter.get(word).map_err(|error| KernelError::map("FILTER", error))?;
         if bits != 0 {
-            observed.targets.push((word, bits));
+            observed.filter.push((word, bits));
         }
     }
     Ok(observed)

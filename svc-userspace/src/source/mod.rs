@@ -12,6 +12,8 @@ mod read;
 
 use std::{path::PathBuf, sync::Arc};
 
+use crate::model::Claims;
+
 /// What every source has to know.
 #[derive(Clone, Debug)]
 pub struct SourceOptions {
@@ -19,6 +21,8 @@ pub struct SourceOptions {
     pub node_name: Arc<str>,
     /// Honour `spec.externalIPs` (anybody who may write a Service can take traffic of any address with them).
     pub external_ips: bool,
+    /// Who may ask the pools for an address.
+    pub claims: Claims,
 }
 
 /// A source cannot do its job at all.

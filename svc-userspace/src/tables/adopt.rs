@@ -62,7 +62,7 @@ impl Tables {
         }
         tables.place_frontends(observed, &mut found, &mut adopted);
         tables.place_sources(observed, &mut found, &mut adopted);
-        tables.shared = Shared::adopt(&observed.vips, &observed.targets);
+        tables.shared = Shared::adopt(&observed.vips, &observed.filter);
         // What they differ in from what the ports use is written when adoption is finished.
         let mut later = Touched::default();
         for Found { key, port } in found.values() {
@@ -202,7 +202,7 @@ impl Tables {
         let mut touched = Touched::default();
         for (address, frontend) in &broken {
             self.owners.remove(address);
-            self.shared.count_frontend(address.address.ip(), frontend.flags, false, &mut touched);
+            self.shared.count_frontend(address, frontend.flags, false, &mut touched);
         }
         broken.into_iter().map(|(address, _)| address).collect()
     }

@@ -80,9 +80,12 @@ pub enum Op {
     SetVip(IpAddr, u32),
     /// VIPS: remove the entry.
     RemoveVip(IpAddr),
-    /// TARGETS: write a word of the filter.
-    WriteTargets(u32, u64),
+    /// FILTER: set these bits of a word, besides those that are set.
+    SetFilter(u32, u64),
 }
+
+/// Words of FILTER that are not zero, by number.
+pub type FilterWords = BTreeMap<u32, u64>;
 
 /// Everything found in the maps, by an agent that adopts them.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -100,8 +103,8 @@ pub struct Observed {
     pub sources: Vec<(u32, IpNet)>,
     /// VIPS_V4 and V6.
     pub vips: Vec<(IpAddr, u32)>,
-    /// Words of TARGETS that are not zero.
-    pub targets: Vec<(u32, u64)>,
+    /// Words of FILTER that are not zero.
+    pub filter: Vec<(u32, u64)>,
 }
 
 /// What the maps can hold.
@@ -251,6 +254,21 @@ impl Tables {
         let touched = self.shared.set_own_addresses(addresses);
         let ops = self.shared.settle(touched);
         [ops.remove_vips, ops.set_vips].concat()
+    }
+
+    /// Bits of FILTER that the programmed Services need.
+    pub fn filter(&self) -> FilterWords {
+        self.shared.filter()
+    }
+
+    /// Takes note of what FILTER holds after it was swept.
+    pub fn filter_swept(&mut self, words: FilterWords) {
+        self.shared.swept(words);
+    }
+
+    /// Number of bits of FILTER that no Service needs any more; flows may.
+    pub fn stale_bits(&self) -> u32 {
+        self.shared.stale_bits()
     }
 
     /// Ids of the UDP ports of a Service as they are programmed.

@@ -1,7 +1,8 @@
 //! From accepted ports to operations, in an order that is safe after each single one.
 //!
 //! Frontends that go away; names; backends that get better; slots and source ranges; frontends that are or become; source
-//! ranges that go away; backends that get worse; names that go away. VIPs go before their frontends and come after them. An address that moves between two ports of a Service is one write, never a gap.
+//! ranges that go away; backends that get worse; names that go away. Bits of the filter come before
+//! everything, and no operation takes one away. VIPs go before their frontends and come after them. An address that moves between two ports of a Service is one write, never a gap.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -22,11 +23,11 @@ use crate::{
 /// Operations by phase; the fields are in the order in which they are carried out.
 #[derive(Default)]
 pub(super) struct Phases {
+    pub(super) filter: Vec<Op>,
     pub(super) remove_vips: Vec<Op>,
     pub(super) remove_frontends: Vec<Op>,
     pub(super) names: Vec<Op>,
     pub(super) raise_backends: Vec<Op>,
-    pub(super) targets: Vec<Op>,
     pub(super) slots: Vec<Op>,
     pub(super) set_sources: Vec<Op>,
     pub(super) set_frontends: Vec<Op>,
@@ -39,11 +40,11 @@ pub(super) struct Phases {
 impl Phases {
     pub(super) fn into_ops(self) -> Vec<Op> {
         let Self {
+            filter,
             remove_vips,
             remove_frontends,
             names,
             raise_backends,
-            targets,
             slots,
             set_sources,
             set_frontends,
@@ -53,11 +54,11 @@ impl Phases {
             remove_names,
         } = self;
         [
+            filter,
             remove_vips,
             remove_frontends,
             names,
             raise_backends,
-            targets,
             slots,
             set_sources,
             set_frontends,
@@ -71,9 +72,9 @@ impl Phases {
 
     /// Takes over the writes to what Services share.
     pub(super) fn share(&mut self, ops: SharedOps) {
-        let SharedOps { remove_vips, targets, set_vips } = ops;
+        let SharedOps { filter, remove_vips, set_vips } = ops;
         self.remove_vips.extend(remove_vips);
-        self.targets.extend(targets);
+        self.filter.extend(filter);
         self.set_vips.extend(set_vips);
     }
 }

@@ -1,5 +1,5 @@
-//! What Services have in common in the maps: VIPS and TARGETS. Every user of an address or a bit is counted, so that it is
-//! there from the first to the last of them.
+//! What Services have in common in the maps: VIPS and FILTER. Every user of an address or a bit is counted. An address is
+//! there from the first to the last of them; a bit stays, for flows that outlive their Service, until the filter is swept.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -7,12 +7,12 @@ use std::{
 };
 
 use svc_common::{
+    filter::{KNOWN_ENDPOINT, KNOWN_FRONTEND, filter_place},
     frontend::{FLAG_CLUSTER_IP, FLAG_LOAD_BALANCER},
-    target::target_bit,
     vip::{VIP_INSIDE, VIP_OUTSIDE},
 };
 
-use super::{Op, Port};
+use super::{FilterWords, FrontendAddress, Op, Port};
 use crate::compile::PortKey;
 
 /// Users of VIPs and target bits, and what of it is in the maps.
@@ -20,10 +20,12 @@ use crate::compile::PortKey;
 pub(super) struct Shared {
     vips: HashMap<IpAddr, Vip>,
     own_addresses: HashSet<IpAddr>,
-    /// Backends by bit.
+    /// Frontends, backends and VIPs by bit.
     bits: HashMap<u32, u32>,
-    /// Words of TARGETS in the map that are not zero.
-    words: HashMap<u32, u64>,
+    /// Words of FILTER in the map that are not zero.
+    words: FilterWords,
+    /// Bits in them.
+    programmed_bits: u32,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -36,18 +38,18 @@ struct Vip {
     programmed: Option<u32>,
 }
 
-/// Addresses and words that may have to be written.
+/// Addresses and bits that may have to be written.
 #[derive(Debug, Default)]
 pub(super) struct Touched {
     vips: BTreeSet<IpAddr>,
-    words: BTreeSet<u32>,
+    bits: BTreeSet<u32>,
 }
 
 /// Writes to the two maps.
 #[derive(Debug, Default)]
 pub(super) struct SharedOps {
+    pub(super) filter: Vec<Op>,
     pub(super) remove_vips: Vec<Op>,
-    pub(super) targets: Vec<Op>,
     pub(super) set_vips: Vec<Op>,
 }
 
@@ -56,28 +58,35 @@ impl Shared {
     pub(super) fn adopt(vips: &[(IpAddr, u32)], words: &[(u32, u64)]) -> Self {
         let programmed =
             |&(address, programmed): &(IpAddr, u32)| (address, Vip { programmed: Some(programmed), ..Vip::default() });
-        Self { vips: vips.iter().map(programmed).collect(), words: words.iter().copied().collect(), ..Self::default() }
+        let mut shared = Self { vips: vips.iter().map(programmed).collect(), ..Self::default() };
+        shared.swept(words.iter().copied().collect());
+        shared
     }
 
     /// Counts the frontends and backends of a port as users, or (`add` false) no longer.
     pub(super) fn count(&mut self, key: &PortKey, port: &Port, add: bool, touched: &mut Touched) {
         let protocol = key.protocol.number();
         for (address, frontend) in &port.frontends {
-            self.count_frontend(address.address.ip(), frontend.flags, add, touched);
+            self.count_frontend(address, frontend.flags, add, touched);
         }
         for address in port.backends.keys() {
-            let bit = bit(*address, protocol);
-            let users = self.bits.entry(bit).or_default();
-            *users = if add { *users + 1 } else { users.saturating_sub(1) };
-            if *users == 0 {
-                self.bits.remove(&bit);
-            }
-            touched.words.insert(bit / 64);
+            self.count_bit(bit(*address, protocol, KNOWN_ENDPOINT), add, touched);
         }
     }
 
+    fn count_bit(&mut self, bit: u32, add: bool, touched: &mut Touched) {
+        let users = self.bits.entry(bit).or_default();
+        *users = if add { *users + 1 } else { users.saturating_sub(1) };
+        if *users == 0 {
+            self.bits.remove(&bit);
+        }
+        touched.bits.insert(bit);
+    }
+
     /// Counts one frontend by its flags.
-    pub(super) fn count_frontend(&mut self, address: IpAddr, flags: u32, add: bool, touched: &mut Touched) {
+    pub(super) fn count_frontend(&mut self, frontend: &FrontendAddress, flags: u32, add: bool, touched: &mut Touched) {
+        let address = frontend.address.ip();
+        self.count_bit(bit(frontend.address, frontend.protocol.number(), KNOWN_FRONTEND), add, touched);
         let vip = self.vips.entry(address).or_default();
         let users = match flags {
             flags if flags & FLAG_CLUSTER_IP != 0 => &mut vip.cluster,
@@ -91,6 +100,7 @@ impl Shared {
         };
         *users = if add { *users + 1 } else { users.saturating_sub(1) };
         touched.vips.insert(address);
+        self.count_bit(bit(SocketAddr::new(address, 0), 0, KNOWN_FRONTEND), add, touched);
     }
 
     /// Sets the node's own addresses; whoever has one of them as a load balancer's does not own its other ports.
@@ -103,11 +113,27 @@ impl Shared {
 
     /// Everything that is counted or in the maps.
     pub(super) fn everything(&self) -> Touched {
-        let counted = self.bits.keys().map(|bit| bit / 64);
-        Touched {
-            vips: self.vips.keys().copied().collect(),
-            words: counted.chain(self.words.keys().copied()).collect(),
+        Touched { vips: self.vips.keys().copied().collect(), bits: self.bits.keys().copied().collect() }
+    }
+
+    /// Bits that have users.
+    pub(super) fn filter(&self) -> FilterWords {
+        let mut words = FilterWords::new();
+        for bit in self.bits.keys() {
+            *words.entry(bit / 64).or_default() |= 1 << (bit % 64);
         }
+        words
+    }
+
+    /// Takes note of what is in FILTER.
+    pub(super) fn swept(&mut self, words: FilterWords) {
+        self.programmed_bits = words.values().map(|word| word.count_ones()).sum();
+        self.words = words;
+    }
+
+    /// Bits in FILTER that have no user.
+    pub(super) fn stale_bits(&self) -> u32 {
+        self.programmed_bits.saturating_sub(u32::try_from(self.bits.len()).unwrap_or(u32::MAX))
     }
 
     /// What is to be written of what was touched; it counts as written from then on.
@@ -127,18 +153,16 @@ impl Shared {
                 self.vips.remove(&address);
             }
         }
-        for word in touched.words {
-            let bits = (0..64).filter(|bit| self.bits.contains_key(&(word * 64 + bit)));
-            let wanted = bits.fold(0_u64, |bits, bit| bits | 1 << bit);
-            let programmed = self.words.get(&word).copied().unwrap_or(0);
-            if wanted != programmed {
-                ops.targets.push(Op::WriteTargets(word, wanted));
-                match wanted {
-                    0 => self.words.remove(&word),
-                    wanted => self.words.insert(word, wanted),
-                };
+        let mut missing = FilterWords::new();
+        for bit in touched.bits.iter().filter(|bit| self.bits.contains_key(bit)) {
+            let programmed = self.words.entry(bit / 64).or_default();
+            if *programmed >> (bit % 64) & 1 == 0 {
+                *programmed |= 1 << (bit % 64);
+                self.programmed_bits += 1;
+                *missing.entry(bit / 64).or_default() |= 1 << (bit % 64);
             }
         }
+        ops.filter = missing.into_iter().map(|(word, bits)| Op::SetFilter(word, bits)).collect();
         ops
     }
 }
@@ -157,9 +181,11 @@ impl Vip {
     }
 }
 
-fn bit(address: SocketAddr, protocol: u8) -> u32 {
-    match address.ip() {
-        IpAddr::V4(ip) => target_bit(&ip.octets(), address.port(), protocol),
-        IpAddr::V6(ip) => target_bit(&ip.octets(), address.port(), protocol),
-    }
+/// The number in FILTER of a `KNOWN_*` bit of an address and port.
+fn bit(address: SocketAddr, protocol: u8, known: u32) -> u32 {
+    let place = match address.ip() {
+        IpAddr::V4(ip) => filter_place(&ip.octets(), address.port(), protocol),
+        IpAddr::V6(ip) => filter_place(&ip.octets(), address.port(), protocol),
+    };
+    place + known.trailing_zeros()
 }

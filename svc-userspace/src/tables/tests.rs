@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 use proptest::{collection::vec, prelude::*};
 use svc_common::{
-    BackendState, Frontend, SlotRange, frontend,
-    target::target_bit,
+    BackendState, Frontend, SlotRange,
+    filter::{KNOWN_ENDPOINT, KNOWN_FRONTEND, filter_place},
+    frontend,
     vip::{VIP_INSIDE, VIP_OUTSIDE},
 };
 
@@ -34,7 +35,7 @@ struct Maps {
     slots: BTreeMap<u32, u32>,
     sources: BTreeSet<(u32, IpNet)>,
     vips: BTreeMap<IpAddr, u32>,
-    targets: BTreeMap<u32, u64>,
+    filter: FilterWords,
     ids_until: BTreeMap<u32, u64>,
     services_until: BTreeMap<u32, u64>,
     slots_until: BTreeMap<u32, u64>,
@@ -79,6 +80,7 @@ impl Maps {
             }
             Op::SetVip(address, _) => {
                 assert!(self.frontends.keys().any(|it| it.address.ip() == *address), "a VIP before its frontends");
+                assert!(self.is_known(SocketAddr::new(*address, 0), 0, KNOWN_FRONTEND), "VIP {address} before its bit");
             }
             _ => {}
         }
@@ -102,11 +104,16 @@ impl Maps {
             Op::RemoveSource(service, range) => drop(self.sources.remove(&(service, range))),
             Op::SetVip(address, flags) => drop(self.vips.insert(address, flags)),
             Op::RemoveVip(address) => drop(self.vips.remove(&address)),
-            Op::WriteTargets(word, bits) => {
-                self.targets.insert(word, bits);
-                self.targets.retain(|_, bits| *bits != 0);
-            }
+            Op::SetFilter(word, bits) => *self.filter.entry(word).or_default() |= bits,
         }
+    }
+
+    fn is_known(&self, address: SocketAddr, protocol: u8, bit: u32) -> bool {
+        let place = match address.ip() {
+            IpAddr::V4(ip) => filter_place(&ip.octets(), address.port(), protocol),
+            IpAddr::V6(ip) => filter_place(&ip.octets(), address.port(), protocol),
+        };
+        self.filter.get(&(place / 64)).is_some_and(|word| word >> (place % 64) & u64::from(bit) != 0)
     }
 
     fn range(&self, range: SlotRange) -> Vec<u32> {
@@ -117,6 +124,7 @@ impl Maps {
         for (address, entry) in &self.frontends {
             let name = self.services.get(&entry.service).expect("a frontend's service has a name");
             assert_eq!(name.protocol, address.protocol.number());
+            assert!(self.is_known(address.address, name.protocol, KNOWN_FRONTEND), "{address:?} before its bit");
             for range in [entry.inside, entry.outside] {
                 let ids = self.range(range);
                 assert_eq!(ids.len(), range.len as usize, "{address:?} names slots that were never written");
@@ -125,6 +133,10 @@ impl Maps {
                     let backend = self.backends.get(&id).expect("a slot names a backend");
                     assert_ne!(backend.state, BackendState::Gone, "{address:?} leads to a backend that is gone");
                     assert_eq!(backend.service, entry.service, "{address:?} leads to a backend of another Service");
+                    assert!(
+                        self.is_known(backend.address, name.protocol, KNOWN_ENDPOINT),
+                        "{backend:?} before its bit"
+                    );
                 }
             }
         }
@@ -151,13 +163,9 @@ impl Maps {
             *vips.entry(address.address.ip()).or_default() |= flags;
         }
         assert_eq!(self.vips, vips);
-        let mut targets: BTreeMap<u32, u64> = BTreeMap::new();
         for backend in self.backends.values().filter(|backend| backend.state != BackendState::Gone) {
-            let SocketAddr::V4(address) = backend.address else { panic!("IPv4") };
-            let bit = target_bit(&address.ip().octets(), address.port(), Protocol::Tcp.number());
-            *targets.entry(bit / 64).or_default() |= 1 << (bit % 64);
+            assert!(self.is_known(backend.address, Protocol::Tcp.number(), KNOWN_ENDPOINT), "{backend:?}");
         }
-        assert_eq!(self.targets, targets);
         assert!(self.sources.iter().all(|(service, _)| self.services.contains_key(service)), "a range of no Service");
     }
 
@@ -196,7 +204,7 @@ impl Maps {
                 .collect(),
             sources: self.sources.iter().copied().collect(),
             vips: self.vips.iter().map(|(address, flags)| (*address, *flags)).collect(),
-            targets: self.targets.iter().map(|(word, bits)| (*word, *bits)).collect(),
+            filter: self.filter.iter().map(|(word, bits)| (*word, *bits)).collect(),
         }
     }
 }
@@ -457,7 +465,7 @@ fn harm(maps: &mut Maps, kind: u8, at: proptest::sample::Index, value: u32) {
     match (kind, service, backend, frontend) {
         (9, ..) => drop(maps.sources.insert((value, prefix(9)))),
         (10, ..) => drop(maps.vips.insert(IpAddr::from([203, 0, 113, value as u8]), value)),
-        (11, ..) => drop(maps.targets.insert(value % 64, u64::from(value) + 1)),
+        (11, ..) => drop(maps.filter.insert(value % 64, u64::from(value) + 1)),
         (0, Some(id), ..) => drop(maps.services.remove(&id)),
         (1, Some(id), ..) => drop(maps.services.insert(value, maps.services[&id].clone())),
         (2, _, Some(id), _) => drop(maps.backends.remove(&id)),
@@ -614,7 +622,7 @@ fn absurd_maps_are_survived() {
         slots: vec![(u32::MAX, vec![1, 2, 3]), (0, vec![])],
         sources: vec![(u32::MAX, prefix(1)), (5, "::/128".parse().expect("a prefix")), (5, prefix(1)), (5, prefix(1))],
         vips: vec![(IpAddr::from([10, 96, 0, 0]), u32::MAX), (IpAddr::from([0; 16]), 0)],
-        targets: vec![(3, u64::MAX)],
+        filter: vec![(3, u64::MAX)],
     };
     for capacity in
         [ROOMY, Capacity { services: 0, backends: 0, frontends_v4: 0, frontends_v6: 0, slots: 0, source_ranges: 0 }]

@@ -9,7 +9,7 @@ use crate::{
     metrics::Metrics,
     model::{Change, Endpoint, Family, ObjectName, Protocol, Service, ServicePort, Slice, SlicePort},
     sockets::Gone,
-    tables::{Capacity, FrontendAddress, Observed, Op, Tables},
+    tables::{Capacity, FilterWords, FrontendAddress, Observed, Op, Tables},
 };
 
 /// Maps that count, and fail for frontends of one port.
@@ -47,6 +47,10 @@ impl Maps for Fake {
         Ok(())
     }
 
+    fn sweep_filter(&mut self, used: FilterWords) -> Result<FilterWords, String> {
+        Ok(used)
+    }
+
     fn set_synced(&mut self) -> Result<(), String> {
         self.synced = true;
         Ok(())
@@ -81,6 +85,7 @@ fn service(of: &str, port: u8) -> Change {
         cluster_ips: vec![[10, 96, 0, port].into()],
         external_ips: Vec::new(),
         load_balancer_ips: Vec::new(),
+        claim: None,
         source_ranges: Vec::new(),
         ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: port.into(), node_port: None }],
         external_local: true,
@@ -234,7 +239,7 @@ fn what_nobody_claims_is_removed_after_the_first_sync() {
                 Op::SetFrontend(address, frontend) => observed.frontends.push((address, frontend)),
                 Op::WriteSlots(offset, slots) => observed.slots.push((offset, slots)),
                 Op::SetVip(address, flags) => observed.vips.push((address, flags)),
-                Op::WriteTargets(word, bits) => observed.targets.push((word, bits)),
+                Op::SetFilter(word, bits) => observed.filter.push((word, bits)),
                 Op::SetSource(..) | Op::RemoveSource(..) | Op::RemoveVip(_) => panic!("port {port}: no such thing"),
                 Op::RemoveService(_) | Op::RemoveFrontend(_) => panic!("port {port}: nothing to remove"),
             }

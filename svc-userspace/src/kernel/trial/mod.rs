@@ -8,7 +8,7 @@ use std::{
     os::fd::AsFd,
 };
 
-use aya::{Ebpf, EbpfLoader, programs::SchedClassifier};
+use aya::{Ebpf, EbpfLoader, maps::Array, programs::SchedClassifier};
 use svc_common::Reason;
 
 use super::{
@@ -26,7 +26,7 @@ mod question;
 use question::Question;
 
 /// Maps that packets and sockets write. The trial has its own; all others are the dataplane's.
-const OWN: [&str; 13] = [
+const OWN: [&str; 14] = [
     "FLOWS_V4",
     "FLOWS_V6",
     "AFFINITY_V4",
@@ -40,6 +40,7 @@ const OWN: [&str; 13] = [
     "STATS_SERVICE",
     "STATS_BACKEND",
     "DROPS",
+    "UNUSUAL",
 ];
 /// Entries of the trial's own tables; no reason is beyond it, and counters beyond it are not wanted.
 const OWN_ENTRIES: u32 = 256;
@@ -118,6 +119,7 @@ pub(super) fn run(object: &[u8], layout: &Layout, packet: &Packet) -> Result<Tri
     }
     let refused = |error: &dyn std::error::Error| KernelError::Load { message: chain(error) };
     let mut ebpf = loader.load(object).map_err(|error| refused(&error))?;
+    look_everything_up(&mut ebpf)?;
     let program = classifier(&mut ebpf)?;
     program.load().map_err(|error| refused(&error))?;
     let unread = |error: std::io::Error| TrialError::Run(error.to_string());
@@ -133,6 +135,14 @@ pub(super) fn run(object: &[u8], layout: &Layout, packet: &Packet) -> Result<Tri
         (source, destination) => return Err(TrialError::Families(source, destination)),
     };
     Ok(Trial { outcome, loaded: pinned.is_ok_and(|pinned| pinned == tag), tag })
+}
+
+/// Marks every pair of addresses in the trial's UNUSUAL: a flow that is copied is found then, of whatever kind it is.
+fn look_everything_up(ebpf: &mut Ebpf) -> Result<(), KernelError> {
+    let failed = |error| KernelError::map("UNUSUAL", error);
+    let map = ebpf.map_mut("UNUSUAL").ok_or_else(|| KernelError::Object("it has no map UNUSUAL".to_owned()))?;
+    let mut unusual = Array::<_, u64>::try_from(map).map_err(failed)?;
+    (0..OWN_ENTRIES).try_for_each(|place| unusual.set(place, 1, 0)).map_err(failed)
 }
 
 fn classifier(ebpf: &mut Ebpf) -> Result<&mut SchedClassifier, KernelError> {

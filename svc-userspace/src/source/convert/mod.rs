@@ -3,6 +3,7 @@
 //! What makes no sense is left out alone and reported. Conversion never decides which endpoint is used, and never fails as
 //! a whole for one bad field.
 
+mod claim;
 mod fields;
 mod node;
 mod service;

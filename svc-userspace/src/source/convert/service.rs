@@ -4,7 +4,7 @@ use std::{collections::HashSet, net::IpAddr};
 
 use k8s_openapi::api::core::v1;
 
-use super::{Context, Convert, fields};
+use super::{Context, Convert, claim::claim, fields};
 use crate::model::{Family, ObjectName, Service, ServicePort};
 
 /// Label of Services that another proxy serves, whatever its value.
@@ -61,12 +61,14 @@ impl Convert for v1::Service {
         };
         let load_balancer_ips = virtual_addresses(ingress_addresses(self, context), &families, context);
         let source_ranges = source_ranges(spec, context);
+        let ports = ports(spec, context);
         Some(Service {
             name: name.clone(),
             external_ips,
             load_balancer_ips,
             source_ranges,
-            ports: ports(spec, context),
+            claim: claim(self, name, &families, &ports, context),
+            ports,
             external_local: is_local("spec.externalTrafficPolicy", spec.external_traffic_policy.as_deref(), context),
             internal_local: is_local("spec.internalTrafficPolicy", spec.internal_traffic_policy.as_deref(), context),
             affinity_seconds: affinity(spec, context),

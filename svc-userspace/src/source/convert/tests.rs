@@ -14,7 +14,7 @@ use crate::{
 };
 
 fn options() -> SourceOptions {
-    SourceOptions { node_name: "node-a".into(), external_ips: true }
+    SourceOptions { node_name: "node-a".into(), external_ips: true, claims: crate::model::Claims::Nobody }
 }
 
 /// `base` with the values of `over` laid over it; null removes.

@@ -5,7 +5,7 @@
 
 mod parse;
 mod store;
-mod watch;
+pub(crate) mod watch;
 
 use std::{path::PathBuf, time::Duration};
 

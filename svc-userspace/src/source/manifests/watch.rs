@@ -26,7 +26,7 @@ const OPEN_LIMIT: Duration = Duration::from_millis(500);
 
 /// What has to be looked at again.
 #[derive(Debug, Default)]
-pub(super) struct Dirty {
+pub(crate) struct Dirty {
     /// Every file, whatever its time stamp says.
     pub(super) all: bool,
     /// These files of the directory.
@@ -60,7 +60,7 @@ impl Shared {
 }
 
 /// Follows a directory.
-pub(super) struct Watch {
+pub(crate) struct Watch {
     dir: PathBuf,
     watcher: RecommendedWatcher,
     shared: Arc<Shared>,
@@ -70,7 +70,7 @@ pub(super) struct Watch {
 
 impl Watch {
     /// Prepares to follow `dir`, an absolute path; nothing is watched before `refresh`.
-    pub(super) fn new(dir: &Path) -> notify::Result<Self> {
+    pub(crate) fn new(dir: &Path) -> notify::Result<Self> {
         let shared = Arc::new(Shared::default());
         let watcher = notify::recommended_watcher({
             let (shared, dir) = (Arc::clone(&shared), dir.to_owned());
@@ -84,7 +84,7 @@ impl Watch {
     }
 
     /// Watches the directory that has the name now, the way to it, and `targets`, where files that are links really are.
-    pub(super) fn refresh(&mut self, targets: &BTreeSet<PathBuf>) -> notify::Result<()> {
+    pub(crate) fn refresh(&mut self, targets: &BTreeSet<PathBuf>) -> notify::Result<()> {
         let mut wanted: BTreeSet<PathBuf> = targets.clone();
         let mut guards = HashSet::new();
         for step in self.dir.ancestors() {
@@ -137,7 +137,7 @@ impl Watch {
     }
 
     /// Waits until something has to be looked at, or until `patience` is over.
-    pub(super) async fn next(&mut self, patience: Duration) -> Dirty {
+    pub(crate) async fn next(&mut self, patience: Duration) -> Dirty {
         let patience = tokio::time::sleep(patience);
         tokio::pin!(patience);
         loop {
