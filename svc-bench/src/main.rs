@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
-use svc_bench::{budget, kernel, lab, load, machine::Machine, report::Report};
+use svc_bench::{budget, control, kernel, lab, load, machine::Machine, report::Report};
 
 /// Measure packets in the loaded programs and in the lab
 #[derive(Debug, Parser)]
@@ -46,6 +46,8 @@ enum Name {
     Kernel,
     /// End to end, in network namespaces
     Lab,
+    /// The agent, from objects to maps
+    Control,
     /// What the verifier counts
     Budget,
 }
@@ -80,6 +82,7 @@ fn run(options: &Options) -> Result<()> {
                 sections.extend(kernel::run(&options.object, &options.bench_object, options.quick, row)?);
             }
             Name::Lab => sections.push(lab::run(options.quick)?),
+            Name::Control => sections.push(control::run(options.quick)?),
             Name::Budget => sections.push(budget::section(&options.object, &options.budget)?),
         }
     }

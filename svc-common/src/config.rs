@@ -49,8 +49,9 @@ pub struct Interface {
 
 /// The interface is a port of a bridge: replies are steered up the stack so that conntrack sees both directions.
 pub const INTERFACE_BRIDGE_PORT: u8 = 1 << 0;
-/// The interface is a bridge: what arrives on it was seen, and perhaps translated, at one of its ports.
-pub const INTERFACE_BRIDGE: u8 = 1 << 1;
+/// The interface is on top of another one that has programs (a bridge of its ports, a VLAN or macvlan device of the device
+/// below it): what arrives on it was seen, and perhaps translated, there.
+pub const INTERFACE_UPPER: u8 = 1 << 1;
 /// The XDP program is attached to the interface, so that frames may leave by it without the stack.
 pub const INTERFACE_XDP: u8 = 1 << 2;
 

@@ -35,7 +35,7 @@ pub use backend::{Backend, BackendState};
 pub use config::{Config, Interface, Scope};
 pub use flow::{Flow, FlowKey, FlowState, Hook};
 pub use flow_table::{FlowBucket, FlowControl, FlowSlotV4, FlowSlotV6, FlowWords};
-pub use fragment::{FragmentKey, Ports};
+pub use fragment::{FragmentKey, Held, Ports};
 pub use frontend::{Frontend, FrontendKey, SlotRange};
 pub use hash::{SlotLine, flow_hash, slot_in_range};
 pub use reason::Reason;

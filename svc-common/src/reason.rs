@@ -24,11 +24,17 @@ pub enum Reason {
     UnownedAddress = 8,
     /// It would have been refused, but enough was refused just now.
     RefusalLimit = 9,
+    /// A fragment came before the first one of its datagram, was held, and the first one did not come in time. Counted when
+    /// the place is needed again.
+    FragmentLost = 10,
+    /// A fragment came before the first one of its datagram and could not be held: it is too long, or there are too many.
+    /// It was not dropped but passed on as it was, and is lost if it belongs to a flow of a Service.
+    FragmentNotHeld = 11,
 }
 
 impl Reason {
     /// Number of reasons: the size of DROPS.
-    pub const COUNT: u32 = 10;
+    pub const COUNT: u32 = 12;
 
     /// Every reason, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT as usize] = [
@@ -42,6 +48,8 @@ impl Reason {
         Self::UnknownPort,
         Self::UnownedAddress,
         Self::RefusalLimit,
+        Self::FragmentLost,
+        Self::FragmentNotHeld,
     ];
 
     /// The reason of a number; of one that none has, [`Reason::Inconsistent`].
@@ -57,6 +65,8 @@ impl Reason {
             7 => Self::UnknownPort,
             8 => Self::UnownedAddress,
             9 => Self::RefusalLimit,
+            10 => Self::FragmentLost,
+            11 => Self::FragmentNotHeld,
             _ => Self::Inconsistent,
         }
     }
@@ -74,6 +84,8 @@ impl Reason {
             Self::UnknownPort => "unknown_port",
             Self::UnownedAddress => "unowned_address",
             Self::RefusalLimit => "refusal_limit",
+            Self::FragmentLost => "fragment_lost",
+            Self::FragmentNotHeld => "fragment_not_held",
         }
     }
 
@@ -90,6 +102,12 @@ impl Reason {
             Self::UnknownPort => "no Service has this port of the address; the sender was told",
             Self::UnownedAddress => "the address is in the Service CIDR, and no Service owns it",
             Self::RefusalLimit => "a refusal was due, but senders are told at a limited rate",
+            Self::FragmentLost => {
+                "fragments came before the first one of their datagram, which did not come within seconds"
+            }
+            Self::FragmentNotHeld => {
+                "fragments came before the first one of their datagram, too long or too many to be held: passed on as they were"
+            }
         }
     }
 }

@@ -56,7 +56,7 @@ unsafe impl aya::Pod for FlowBucket<crate::FlowSlotV6> {}
 
 #[cfg(feature = "user")]
 mod aya_pod {
-    use crate::{Affinity, Config, Counters, Frontend, Interface, Ports, ServiceName, SlotLine, SocketBackend};
+    use crate::{Affinity, Config, Counters, Frontend, Held, Interface, Ports, ServiceName, SlotLine, SocketBackend};
 
     macro_rules! pod {
         ($($name:ident),*) => {$(
@@ -65,5 +65,5 @@ mod aya_pod {
         )*};
     }
 
-    pod!(Affinity, Config, Counters, Frontend, Interface, Ports, ServiceName, SlotLine, SocketBackend);
+    pod!(Affinity, Config, Counters, Frontend, Held, Interface, Ports, ServiceName, SlotLine, SocketBackend);
 }

@@ -2,6 +2,7 @@
 
 use svc_common::{
     BackendState, Flow, FlowKey, FlowState, Frontend, FrontendKey, Hook, Reason, Scope,
+    config::INTERFACE_UPPER,
     flow::{FLOW_DIRECT, FLOW_HAIRPIN, FLOW_MASQUERADED},
     flow_hash,
     frontend::{FLAG_HOST_ONLY, FLAG_INSIDE_DROP, FLAG_OUTSIDE_DROP, FLAG_SOURCE_RANGES},
@@ -72,6 +73,9 @@ pub fn decide<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) -> 
     let mut has_flow = false;
     if may_be_service && let Some(first_in_tick) = tables.flow(&scratch.key, scratch.packet.closes(), &mut scratch.flow)
     {
+        if is_second_look(tables, &scratch.flow) {
+            return Decision::Pass;
+        }
         if keeps_backend(tables, scratch, first_in_tick) {
             if first_in_tick && scratch.flow.flags & FLOW_HAIRPIN == 0 {
                 repair(tables, scratch);
@@ -128,6 +132,13 @@ pub fn decide<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) -> 
 fn frontend<A: Ip, T: Decisions<A>>(tables: &mut T, key: &FlowKey<A>) -> Option<Frontend> {
     let frontend = tables.frontend(&FrontendKey::new(key.destination.copy(), key.destination_port, key.protocol))?;
     (frontend.flags & FLAG_HOST_ONLY == 0).then_some(frontend)
+}
+
+/// True for a packet that has a direct flow's tuple on a device on top of the one where it came in: there it had another one,
+/// and was translated, or its port was changed.
+#[inline(always)]
+fn is_second_look<A: Ip, T: Tables<A>>(tables: &mut T, flow: &Flow<A>) -> bool {
+    flow.flags & FLOW_DIRECT != 0 && flow.peer_port != 0 && tables.interface().flags & INTERFACE_UPPER != 0
 }
 
 /// Whether a packet goes where its flow says. Not so: a SYN on a tuple whose connection has ended or whose backend is

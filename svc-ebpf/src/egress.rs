@@ -2,6 +2,7 @@
 
 use svc_common::{
     Hook, Reason,
+    config::INTERFACE_UPPER,
     flow::{FLOW_DIRECT, FLOW_HAIRPIN, FLOW_MASQUERADED},
     masquerade::PROGRAM_MARK,
     vip::VIP_INSIDE,
@@ -30,7 +31,8 @@ pub fn egress<A: Ip, F: Frame, T: Tables<A>>(
     offset: usize,
 ) -> Verdict {
     match scratch.packet.parse(frame, tables, offset, Hook::Egress, &mut scratch.fragment) {
-        Kind::Other => Verdict::Pass,
+        // Fragments that netfilter has seen are in order here: it puts datagrams together and takes them apart again.
+        Kind::Other | Kind::Early => Verdict::Pass,
         Kind::IcmpError => icmp::translate(frame, tables, scratch, Hook::Egress),
         // Requests of others were answered where they came in: this one is the host's own.
         Kind::Echo => echo::answer(frame, tables, &scratch.packet.header, VIP_INSIDE),
@@ -69,21 +71,23 @@ pub fn find<A: Ip, F: Frame, T: Tables<A>>(frame: &mut F, tables: &mut T, scratc
     scratch.packet.write_key(Hook::Egress, &mut scratch.key);
     let Some(first_in_tick) = tables.flow(&scratch.key, scratch.packet.closes(), &mut scratch.flow) else {
         return if is_marked {
-            masquerade(tables, scratch, Task::Open)
+            masquerade(frame, tables, scratch, Task::Open)
         } else if may_clash {
-            masquerade(tables, scratch, Task::Apart)
+            masquerade(frame, tables, scratch, Task::Apart)
         } else {
             Found::Nothing
         };
     };
     if scratch.flow.flags & FLOW_MASQUERADED != 0 {
         if needs_care(&scratch.packet, &scratch.flow, first_in_tick) {
-            return masquerade(tables, scratch, Task::Keep);
+            return masquerade(frame, tables, scratch, Task::Keep);
         }
-        return Found::Rewrite;
+        return masqueraded(frame, tables);
     }
     let is_direct = scratch.flow.flags & FLOW_DIRECT != 0;
-    if is_direct && scratch.flow.peer_port == 0 {
+    // On a device on top of another one that has programs it is too early: with its own port back, a direct reply looks like
+    // one of the Service's flow to the device below.
+    if is_direct && (scratch.flow.peer_port == 0 || tables.interface().flags & INTERFACE_UPPER != 0) {
         return Found::Nothing;
     }
     if first_in_tick && scratch.flow.flags & FLOW_HAIRPIN == 0 {
@@ -96,18 +100,33 @@ pub fn find<A: Ip, F: Frame, T: Tables<A>>(frame: &mut F, tables: &mut T, scratc
 }
 
 #[inline(always)]
-fn masquerade<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>, task: Task) -> Found {
+fn masquerade<A: Ip, F: Frame, T: Tables<A>>(
+    frame: &mut F,
+    tables: &mut T,
+    scratch: &mut Scratch<A>,
+    task: Task,
+) -> Found {
     let outcome = match tables.masquerade(scratch, task) {
         Outcome::Choose => choose_port(tables, scratch),
         outcome => outcome,
     };
     match outcome {
-        Outcome::Rewrite => Found::Rewrite,
+        Outcome::Rewrite => masqueraded(frame, tables),
         Outcome::Pass => Found::Nothing,
         Outcome::Taken | Outcome::Choose => Found::Drop(Reason::TupleTaken),
         Outcome::Full => Found::Drop(Reason::FlowTableFull),
         Outcome::NoSource => Found::Drop(Reason::Inconsistent),
     }
+}
+
+/// On a device on top of another one that has programs, the mark stays: to the device below, the packet would look like one of
+/// others with one of our ports.
+#[inline(always)]
+fn masqueraded<A: Ip, F: Frame, T: Tables<A>>(frame: &mut F, tables: &mut T) -> Found {
+    if tables.interface().flags & INTERFACE_UPPER != 0 {
+        frame.mark(PROGRAM_MARK);
+    }
+    Found::Rewrite
 }
 
 #[inline(always)]

@@ -1,6 +1,7 @@
 //! Bytes of a packet with checked access: the one abstraction over sk_buffs and test buffers.
 
 use bytemuck::Pod;
+use svc_common::fragment::HELD_BYTES;
 
 use crate::{checksum::Change, crc32c};
 
@@ -51,6 +52,15 @@ pub trait Frame {
     /// Makes the frame the beginning of an answer: cuts what is behind `end`, then opens `room` bytes at `at`, behind the
     /// link header. `None` where the frame cannot be changed so; it may be cut then and must be dropped.
     fn reshape(&mut self, end: usize, at: usize, room: usize) -> Option<()>;
+
+    /// Copies the whole packet, if it fits; returns its length.
+    fn copy_to(&mut self, into: &mut [u8; HELD_BYTES]) -> Option<u32>;
+
+    /// Sends a copy of the packet in again, by the interface it came in by; false if that failed.
+    fn send_again(&mut self) -> bool;
+
+    /// Sends another packet in, by this interface, and leaves the frame to be dropped; false if that failed.
+    fn send_other(&mut self, bytes: &[u8; HELD_BYTES], len: u32, interface: u32) -> bool;
 
     /// Sets bits of the packet's mark.
     fn mark(&mut self, bits: u32);

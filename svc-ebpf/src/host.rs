@@ -2,13 +2,14 @@
 
 use std::collections::{HashMap, HashSet};
 
-use bytemuck::Pod;
+use bytemuck::{Pod, Zeroable};
 use network_types::eth::EthHdr;
 use svc_common::{
-    Affinity, AffinityKey, Backend, Cidr, Flow, FlowKey, FlowState, FragmentKey, Frontend, FrontendKey, Hook,
-    Interface, Ports, SourcePrefix,
+    Affinity, AffinityKey, Backend, Cidr, Flow, FlowKey, FlowState, FragmentKey, Frontend, FrontendKey, Held, Hook,
+    Interface, Ports, Reason, SourcePrefix,
     config::INTERFACE_BRIDGE_PORT,
     filter::{KNOWN_ENDPOINT, KNOWN_FRONTEND, filter_place, unusual_place},
+    fragment::{HELD_BYTES, held_places},
 };
 
 use crate::{
@@ -18,6 +19,7 @@ use crate::{
     egress::egress,
     flow::Entry,
     frame::{Covered, Frame},
+    held::{hold, lead},
     ingress::ingress,
     ip::{Fragment, Header, Ip},
     link::{self, Network},
@@ -36,13 +38,15 @@ pub struct HostFrame {
     pub bytes: Vec<u8>,
     /// The packet's mark.
     pub mark: u32,
+    /// Packets that were sent in again.
+    pub again: Vec<Vec<u8>>,
     readable: usize,
 }
 
 impl HostFrame {
     /// A packet whose headers are not readable yet.
     pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
-        Self { bytes: bytes.into(), mark: 0, readable: 0 }
+        Self { bytes: bytes.into(), mark: 0, again: Vec::new(), readable: 0 }
     }
 }
 
@@ -92,6 +96,21 @@ impl Frame for HostFrame {
         Some(())
     }
 
+    fn copy_to(&mut self, into: &mut [u8; HELD_BYTES]) -> Option<u32> {
+        into.get_mut(..self.bytes.len())?.copy_from_slice(&self.bytes);
+        Some(self.size())
+    }
+
+    fn send_again(&mut self) -> bool {
+        self.again.push(self.bytes.clone());
+        true
+    }
+
+    fn send_other(&mut self, bytes: &[u8; HELD_BYTES], len: u32, _interface: u32) -> bool {
+        self.again.push(bytes[..len as usize].to_vec());
+        true
+    }
+
     fn mark(&mut self, bits: u32) {
         self.mark |= bits;
     }
@@ -102,6 +121,9 @@ impl Frame for HostFrame {
         was_set
     }
 }
+
+/// Index of the interface that all packets arrive on.
+const INTERFACE: u32 = 1;
 
 /// The maps of one family.
 #[derive(Clone, Debug)]
@@ -132,6 +154,10 @@ pub struct HostTables<A> {
     pub refusals: u32,
     /// FRAGMENTS.
     pub fragments: HashMap<FragmentKey<A>, Ports>,
+    /// HELD: the places that are not free.
+    pub held: HashMap<u32, Held>,
+    /// DROPS, of packets that were not the one at hand or that passed all the same.
+    pub losses: HashMap<Reason, u64>,
     /// INTERFACES, for the interface all packets arrive on.
     pub interface: Interface,
     /// CONFIG's mark.
@@ -162,6 +188,8 @@ impl<A: Ip> Default for HostTables<A> {
             unusual: HashSet::new(),
             refusals: u32::MAX,
             fragments: HashMap::new(),
+            held: HashMap::new(),
+            losses: HashMap::new(),
             interface: Interface::default(),
             masquerade_mark: 0,
             programs_masquerade: false,
@@ -359,6 +387,51 @@ impl<A: Ip + std::hash::Hash> Tables<A> for HostTables<A> {
 
     fn remember_fragment(&mut self, key: &FragmentKey<A>, ports: Ports) {
         self.fragments.insert(*key, ports);
+    }
+
+    fn insert_fragment(&mut self, key: &FragmentKey<A>, ports: Ports) -> Insert {
+        if self.fragments.contains_key(key) {
+            return Insert::Taken;
+        }
+        self.fragments.insert(*key, ports);
+        Insert::Done
+    }
+
+    fn hold<F: Frame>(&mut self, frame: &mut F, tag: u32, position: u32) -> bool {
+        let mut held = Held { tag, since: self.now, interface: INTERFACE, ..Held::zeroed() };
+        let Some(len) = frame.copy_to(&mut held.bytes) else { return false };
+        held.len = len;
+        let places = held_places(tag, position);
+        let is_free = |place: &u32| self.held.get(place).is_none_or(|held| held.is_free(self.now));
+        let Some(place) = places.into_iter().find(is_free) else { return false };
+        if self.held.insert(place, held).is_some() {
+            self.count_loss(Reason::FragmentLost, 0);
+        }
+        true
+    }
+
+    fn release<F: Frame>(&mut self, frame: &mut F, tag: u32, position: u32) {
+        for place in held_places(tag, position) {
+            if self.held.get(&place).is_none_or(|held| held.tag != tag) {
+                continue;
+            }
+            let Some(held) = self.held.remove(&place) else { continue };
+            if held.is_over(self.now) || !frame.send_other(&held.bytes, held.len, held.interface) {
+                self.count_loss(Reason::FragmentLost, held.len);
+            }
+        }
+    }
+
+    fn hold_early<F: Frame>(&mut self, frame: &mut F, scratch: &mut Scratch<A>) -> Verdict {
+        hold(frame, self, scratch)
+    }
+
+    fn lead<F: Frame>(&mut self, frame: &mut F, scratch: &mut Scratch<A>) -> bool {
+        lead(frame, self, scratch)
+    }
+
+    fn count_loss(&mut self, reason: Reason, _bytes: u32) {
+        *self.losses.entry(reason).or_default() += 1;
     }
 
     fn interface(&mut self) -> Interface {

@@ -14,7 +14,7 @@ use crate::{
     filter::incoming,
     frame::Frame,
     icmp,
-    ip::Ip,
+    ip::{Fragment, Ip},
     nowhere::who,
     packet::{Kind, Packet},
     reject::refuse,
@@ -38,7 +38,11 @@ pub fn ingress<A: Ip, F: Frame, T: Tables<A>>(
             let inside = tables.interface().scope == Scope::Inside as u8;
             return echo::answer(frame, tables, &scratch.packet.header, who(inside));
         }
+        Kind::Early => return tables.hold_early(frame, scratch),
         Kind::Transport => {}
+    }
+    if scratch.packet.header.fragment == Fragment::First && tables.lead(frame, scratch) {
+        return Verdict::Again;
     }
     if !incoming(tables, &scratch.packet) {
         return Verdict::Pass;
@@ -61,8 +65,7 @@ fn forward<A: Ip, F: Frame, T: Tables<A>>(
     scratch: &mut Scratch<A>,
     is_new: bool,
 ) -> Verdict {
-    let Scratch { packet, flow, fragment, .. } = scratch;
-    packet.remember_fragment(tables, Hook::Ingress, fragment);
+    let Scratch { packet, flow, .. } = scratch;
     if flow.flags & (FLOW_DIRECT | FLOW_MASQUERADED) == 0 {
         tables.count(flow, frame.size(), is_new);
     }
@@ -80,7 +83,7 @@ fn forward<A: Ip, F: Frame, T: Tables<A>>(
 /// that it goes up the stack, where netfilter sees both directions of the connection, instead of from port to port.
 #[inline(always)]
 fn steer<A: Ip, F: Frame, T: Tables<A>>(frame: &mut F, tables: &mut T, scratch: &mut Scratch<A>) -> Verdict {
-    let Scratch { packet, entry, found, fragment, interface, .. } = scratch;
+    let Scratch { packet, entry, found, interface, .. } = scratch;
     if interface.flags & INTERFACE_BRIDGE_PORT == 0 {
         return Verdict::Pass;
     }
@@ -89,7 +92,6 @@ fn steer<A: Ip, F: Frame, T: Tables<A>>(frame: &mut F, tables: &mut T, scratch: 
     if !tables.peek_flow(&entry.key, found) || found.flags & FLOW_DIRECT != 0 {
         return Verdict::Pass;
     }
-    packet.remember_fragment(tables, Hook::Ingress, fragment);
     match frame.put(0, &interface.bridge_mac) {
         Some(()) => Verdict::Pass,
         None => Verdict::Drop(Reason::NotWritable),

@@ -76,6 +76,9 @@ pub trait Ip: Address {
     /// well-formed header. In place: a header that is returned would lie on the stack first.
     fn parse<F: Frame>(frame: &mut F, offset: usize, into: &mut Header<Self>) -> Option<()>;
 
+    /// Offset of a later fragment in its datagram, in KiB. `header` is that of the packet in `frame`.
+    fn fragment_position<F: Frame>(frame: &F, header: &Header<Self>) -> Option<u32>;
+
     /// How the pseudo header or payload of a transport checksum changes with an address.
     fn change(old: &Self, new: &Self) -> Change;
 
@@ -159,6 +162,13 @@ impl Ip for [u8; 4] {
         into.payload = offset + words * 4;
         into.len = usize::from(u16::from_be_bytes([bytes[2], bytes[3]]));
         Some(())
+    }
+
+    #[inline(always)]
+    fn fragment_position<F: Frame>(frame: &F, header: &Header<Self>) -> Option<u32> {
+        const FLAGS: usize = 6; // and, in the lower 13 bits, the offset in units of 8 bytes
+        let position: [u8; 2] = frame.get(header.offset + FLAGS)?;
+        Some(u32::from(u16::from_be_bytes(position) & 0x1fff) >> 7)
     }
 
     const PORT_UNREACHABLE: [u8; 2] = [3, 3]; // RFC 792
@@ -328,6 +338,13 @@ impl Ip for [u8; 16] {
         into.protocol = next;
         into.payload = payload;
         Some(())
+    }
+
+    #[inline(always)]
+    fn fragment_position<F: Frame>(frame: &F, header: &Header<Self>) -> Option<u32> {
+        // The fragment header ends where the payload begins: in its bits 31..19 the offset in units of 8 bytes.
+        let position: [u8; 2] = frame.get(header.payload.checked_sub(6)?)?;
+        Some(u32::from(u16::from_be_bytes(position)) >> 10)
     }
 
     const PORT_UNREACHABLE: [u8; 2] = [1, 4]; // RFC 4443 section 3.1

@@ -3,7 +3,7 @@
 //! # The packet's walk
 //!
 //! **Ingress rewrites destinations.** A packet that comes in is *parsed* ([`packet`]: link, IP and transport header, or
-//! the tuple of the first fragment for a later one). If a *filter* of bits knows neither of its ends ([`filter`]), it is none of
+//! the tuple of the first fragment for a later one; a later one that comes before it is *held*, [`held`]). If a *filter* of bits knows neither of its ends ([`filter`]), it is none of
 //! ours and passes: that is most traffic. If its tuple is a known flow ([`flow`]), the flow says where it goes.
 //! Otherwise its destination is *looked up* among the frontends ([`decide`]). Without a frontend it is none of ours and
 //! passes, unless its address belongs to Services all the same ([`nowhere`]: *refused* by [`reject`], or dropped), or it
@@ -44,6 +44,7 @@ pub mod egress;
 pub mod filter;
 pub mod flow;
 pub mod frame;
+pub mod held;
 #[cfg(feature = "host")]
 pub mod host;
 #[cfg(feature = "host")]

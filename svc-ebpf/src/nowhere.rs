@@ -2,7 +2,7 @@
 
 use svc_common::{
     Address, Reason,
-    config::INTERFACE_BRIDGE,
+    config::INTERFACE_UPPER,
     vip::{VIP_INSIDE, VIP_OUTSIDE},
 };
 
@@ -50,8 +50,8 @@ pub fn no_frontend<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>
     if key.source == key.destination {
         return Decision::Steer;
     }
-    // Translated at a port of the bridge, a packet of a Service looks like a direct one on the bridge itself.
-    if scratch.interface.flags & INTERFACE_BRIDGE != 0 {
+    // Translated at the device below, a packet of a Service looks like a direct one on the device on top of it.
+    if scratch.interface.flags & INTERFACE_UPPER != 0 {
         return Decision::Steer;
     }
     if !tables.is_target(&key.destination, key.destination_port, key.protocol) {

@@ -15,6 +15,8 @@ pub enum Kind {
     Other,
     /// TCP, UDP or SCTP, or a fragment of it: it has a tuple.
     Transport,
+    /// A later fragment of TCP, UDP or SCTP that came before the first one: its tuple is not known.
+    Early,
     /// An ICMP error, with the head of the packet it is about at `header.payload + 8`.
     IcmpError,
     /// An ICMP echo request.
@@ -63,11 +65,9 @@ impl<A: Ip> Packet<A> {
         }
         self.header.payload = frame.forget(self.header.payload);
         match self.header.protocol {
-            protocol::TCP | protocol::UDP | protocol::SCTP => match self.parse_transport(frame, tables, hook, fragment)
-            {
-                Some(()) => Kind::Transport,
-                None => Kind::Other,
-            },
+            protocol::TCP | protocol::UDP | protocol::SCTP => {
+                self.parse_transport(frame, tables, hook, fragment).unwrap_or(Kind::Other)
+            }
             icmp if icmp == A::ICMP && self.header.fragment == Fragment::Whole => {
                 self.parse_icmp(frame).unwrap_or(Kind::Other)
             }
@@ -94,12 +94,17 @@ impl<A: Ip> Packet<A> {
         tables: &mut T,
         hook: Hook,
         fragment: &mut FragmentKey<A>,
-    ) -> Option<()> {
+    ) -> Option<Kind> {
         self.flags = 0;
         if self.header.fragment == Fragment::Later {
             self.write_fragment_key(hook, fragment);
-            self.ports = tables.fragment(fragment)?;
-            return Some(());
+            return match tables.fragment(fragment) {
+                Some(ports) if ports != Ports::AWAITED => {
+                    self.ports = ports;
+                    Some(Kind::Transport)
+                }
+                _ => Some(Kind::Early),
+            };
         }
         let at = self.header.payload;
         let needed = match self.header.protocol {
@@ -120,7 +125,7 @@ impl<A: Ip> Packet<A> {
             protocol::SCTP => self.flags = sctp_flags(frame.get::<[u8; 2]>(at + SCTP_CHUNK)?[0]),
             _ => {}
         }
-        Some(())
+        Some(Kind::Transport)
     }
 
     /// Writes the tuple as a key for `hook`. In place, here and below: a key that is returned would lie on the stack first.
@@ -163,8 +168,9 @@ impl<A: Ip> Packet<A> {
         }
     }
 
+    /// Writes what the fragments of the datagram have in common as a key for `hook`.
     #[inline(always)]
-    fn write_fragment_key(&self, hook: Hook, into: &mut FragmentKey<A>) {
+    pub fn write_fragment_key(&self, hook: Hook, into: &mut FragmentKey<A>) {
         into.source = self.header.source.copy();
         into.destination = self.header.destination.copy();
         into.id = self.header.id;

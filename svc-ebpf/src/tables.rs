@@ -6,7 +6,9 @@ use svc_common::{
 };
 
 use crate::{
+    Verdict,
     decide::Decision,
+    frame::Frame,
     masquerade::{Outcome, Task},
     open::Attempt,
     scratch::Scratch,
@@ -14,6 +16,7 @@ use crate::{
 #[cfg(doc)]
 use crate::{
     decide::decide,
+    held::{hold, lead},
     masquerade::{masquerade, try_port},
     open::attempt,
 };
@@ -80,8 +83,16 @@ pub trait Tables<A>: Decisions<A> {
     fn may_refuse(&mut self) -> bool;
     /// FRAGMENTS.
     fn fragment(&mut self, key: &FragmentKey<A>) -> Option<Ports>;
-    /// Writes FRAGMENTS.
+    /// FRAGMENTS: makes or overwrites an entry.
     fn remember_fragment(&mut self, key: &FragmentKey<A>, ports: Ports);
+    /// FRAGMENTS: makes an entry if there is none.
+    fn insert_fragment(&mut self, key: &FragmentKey<A>, ports: Ports) -> Insert;
+    /// HELD: copies the packet, at this position of the datagram that `tag` marks, to one of its places; false if it does
+    /// not fit, or if others have them.
+    fn hold<F: Frame>(&mut self, frame: &mut F, tag: u32, position: u32) -> bool;
+    /// HELD: sends in again what waits at the places of a position for this datagram, unless it has waited for too long, and
+    /// frees them. The frame is another packet afterwards.
+    fn release<F: Frame>(&mut self, frame: &mut F, tag: u32, position: u32);
     /// INTERFACES: the interface the packet arrived on; an unknown one is outside.
     fn interface(&mut self) -> Interface;
     /// FLOWS: removes an entry if its time is still `last_seen`; true for one alone of those who ask at the same time.
@@ -105,6 +116,12 @@ pub trait Tables<A>: Decisions<A> {
     fn count_new(&mut self, flow: &Flow<A>);
     /// From now on, the packet is one that leaves by this interface.
     fn leave_by(&mut self, interface: u32);
+    /// Calls [`hold()`] with these tables; a function of its own for the same reason.
+    fn hold_early<F: Frame>(&mut self, frame: &mut F, scratch: &mut Scratch<A>) -> Verdict;
+    /// Calls [`lead()`] with these tables; a function of its own for the same reason.
+    fn lead<F: Frame>(&mut self, frame: &mut F, scratch: &mut Scratch<A>) -> bool;
+    /// DROPS: a packet is lost that is not the one at hand.
+    fn count_loss(&mut self, reason: Reason, bytes: u32);
     /// STATS_*: one packet of a flow.
     fn count(&mut self, flow: &Flow<A>, bytes: u32, is_new: bool);
 }

@@ -13,4 +13,8 @@ pub enum Verdict {
     Refuse(Reason),
     /// The frame now is the answer: it goes back the way it came.
     Answer,
+    /// The packet ends here, and a copy of it waits for the first fragment of its datagram.
+    Held,
+    /// The packet ends here, and has come in again with the fragments that were held.
+    Again,
 }

@@ -4,7 +4,7 @@ mod support;
 
 use svc_common::{
     Hook, Interface, Scope,
-    config::{INTERFACE_BRIDGE, INTERFACE_BRIDGE_PORT},
+    config::{INTERFACE_BRIDGE_PORT, INTERFACE_UPPER},
     filter::KNOWN_ENDPOINT,
     protocol,
 };
@@ -77,7 +77,7 @@ both_families! {
             let mut tables = tables_with_target::<A>();
             let (client, vip) = (at::<A>(CLIENT, 40000), at::<A>(VIP, VIP_PORT));
             let translated = pass(&mut tables, Hook::Ingress, client, vip, flags);
-            tables.interface.flags = INTERFACE_BRIDGE;
+            tables.interface.flags = INTERFACE_UPPER;
             assert_eq!(pass(&mut tables, Hook::Ingress, client, translated.1, flags), translated);
         }
     }

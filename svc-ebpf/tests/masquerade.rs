@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 
 use svc_common::{
     Flow, FlowKey, FlowState, Hook, Reason, Scope,
+    config::INTERFACE_UPPER,
     filter::{KNOWN_ENDPOINT, KNOWN_FRONTEND},
     flow::{FLOW_DIRECT, FLOW_MASQUERADED, FLOW_NEW},
     masquerade::{FIRST_PORT, PROGRAM_MARK},
@@ -268,6 +269,25 @@ both_families! {
         let seen = there(&mut tables, client, vip, SYN);
         back(&mut tables, seen, client, FIN | ACK);
         assert_eq!(owners(&tables)[0].1.state, FlowState::Closing as u8);
+    }
+
+    fn the_device_below_leaves_alone_what_was_masqueraded_on_top_of_it<A: Plan>() {
+        let mut tables = uplink::<A>(1);
+        let (client, vip) = (at::<A>(CLIENT, 40000), at::<A>(VIP, VIP_PORT));
+        let ours = there(&mut uplink::<A>(1), client, vip, SYN);
+        for is_foreign in [false, true] {
+            let mut packet = if is_foreign { frame(ours.0, ours.1, SYN, b"") } else { frame(client, vip, SYN, b"") };
+            if !is_foreign {
+                assert_eq!(tables.run(Hook::Ingress, &mut packet), Verdict::Pass);
+            }
+            tables.interface.flags = INTERFACE_UPPER;
+            assert_eq!(tables.run(Hook::Egress, &mut packet), Verdict::Pass);
+            let masqueraded = addresses(&packet);
+            assert_eq!(masqueraded == ours, !is_foreign);
+            tables.interface.flags = 0;
+            assert_eq!(tables.run(Hook::Egress, &mut packet), Verdict::Pass);
+            assert_eq!((addresses(&packet), packet.mark), (masqueraded, 0));
+        }
     }
 
     fn errors_reach_whom_they_are_about<A: Plan>() {

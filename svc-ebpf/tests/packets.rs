@@ -315,30 +315,6 @@ both_families! {
 }
 
 #[test]
-fn later_fragments_follow_the_first_one() {
-    let mut tables = tables::<[u8; 4]>(5);
-    let (client, vip) = (at::<[u8; 4]>(CLIENT, 40000), at::<[u8; 4]>(VIP, VIP_PORT));
-    let mut first = frame(client, vip, 0, &[7; 64]);
-    set_ipv4_fragment(&mut first, 77, 0x2000);
-    let mut later = frame(client, vip, 0, &[8; 64]);
-    set_ipv4_fragment(&mut later, 77, 0x0009);
-    let later_payload = later.bytes[34..].to_vec();
-
-    let mut early = later.clone();
-    assert_eq!(tables.run(Hook::Ingress, &mut early), Verdict::Pass);
-    assert_eq!(early.bytes, later.bytes, "a later fragment that overtakes the first passes untranslated");
-
-    assert_eq!(tables.run(Hook::Ingress, &mut first), Verdict::Pass);
-    assert_eq!(tables.run(Hook::Ingress, &mut later), Verdict::Pass);
-    assert_eq!(first.bytes[30..34], later.bytes[30..34], "one destination");
-    assert_eq!(later.bytes[30], 10);
-    assert_eq!(later.bytes[33] / 5, BACKEND / 5);
-    assert_eq!(later.bytes[34..], later_payload, "a later fragment has no ports to rewrite");
-    let (header, _) = etherparse::Ipv4Header::from_slice(&later.bytes[14..]).unwrap();
-    assert_eq!(header.header_checksum, header.calc_header_checksum());
-}
-
-#[test]
 fn extension_headers_are_walked() {
     let mut tables = tables::<[u8; 16]>(1);
     let mut frame = frame(at::<[u8; 16]>(CLIENT, 1), at::<[u8; 16]>(VIP, VIP_PORT), 0, b"payload");

@@ -9,6 +9,7 @@ use svc_common::{
     Hook, Reason, Scope,
     filter::{KNOWN_ENDPOINT, KNOWN_FRONTEND},
     flow::{FLOW_MASQUERADED, FLOW_SHORTCUT},
+    fragment::HELD_BYTES,
     masquerade::FIRST_PORT,
     protocol,
 };
@@ -56,6 +57,18 @@ impl Frame for Uplink {
 
     fn reshape(&mut self, _end: usize, _at: usize, _room: usize) -> Option<()> {
         None
+    }
+
+    fn copy_to(&mut self, _into: &mut [u8; HELD_BYTES]) -> Option<u32> {
+        None
+    }
+
+    fn send_again(&mut self) -> bool {
+        false
+    }
+
+    fn send_other(&mut self, _bytes: &[u8; HELD_BYTES], _len: u32, _interface: u32) -> bool {
+        false
     }
 
     fn mark(&mut self, bits: u32) {

@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         "objects" => {
             println!("{}", svc_fuzz::objects::describe(&bytes));
             svc_fuzz::objects(&bytes);
+            svc_fuzz::objects::run_crashing(&bytes, u32::MAX);
         }
         other => {
             eprintln!("{other}: no such target: frames, sequences, objects");

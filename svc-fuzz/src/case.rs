@@ -4,6 +4,8 @@
 //!
 //! It never judges a packet.
 
+use svc_ebpf::Verdict;
+
 use crate::{
     craft,
     wire::{dissect, network},
@@ -33,6 +35,13 @@ pub enum Event {
         /// Bytes of the packet that the complaint carries.
         head: usize,
     },
+    /// The first fragment of the datagram that was last held comes, with these ports.
+    Lead {
+        /// Source port.
+        source_port: u16,
+        /// Destination port.
+        destination_port: u16,
+    },
     /// The tables change.
     Change(Change),
 }
@@ -46,14 +55,18 @@ pub struct Case {
     pub events: Vec<Event>,
 }
 
-/// The packet that answers depend on.
+/// The packets that others depend on: the last one that passed, and the last one that was held.
 #[derive(Debug, Default)]
-pub struct Last(Option<(Packet, Outcome)>);
+pub struct Last(Option<(Packet, Outcome)>, Option<Packet>);
 
 impl Last {
     /// Remembers what became of a packet.
     pub fn remember(&mut self, packet: &Packet, outcome: &Outcome) {
-        self.0 = Some((packet.clone(), outcome.clone()));
+        match outcome.verdict {
+            Verdict::Pass => self.0 = Some((packet.clone(), outcome.clone())),
+            Verdict::Held => self.1 = Some(packet.clone()),
+            _ => {}
+        }
     }
 
     /// The packet that an event stands for, if it is one.
@@ -87,6 +100,11 @@ impl Last {
                     if *from == 0 { address(layout.destination)? } else { crate::world::address(is_v4, *from) };
                 let bytes = craft::error(ip, source, address(layout.source)?, *kind, *head);
                 Some(Packet { egress: !packet.egress, bare: false, bytes, mark: 0 })
+            }
+            Event::Lead { source_port, destination_port } => {
+                let held = self.1.as_ref()?;
+                let bytes = craft::first_fragment(&held.bytes, !held.bare, *source_port, *destination_port)?;
+                Some(Packet { bytes, ..*held })
             }
             Event::Change(_) => None,
         }

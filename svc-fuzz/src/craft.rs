@@ -279,6 +279,36 @@ pub fn error(about: &[u8], source: IpAddr, destination: IpAddr, kind: u8, head: 
     frame.bytes()
 }
 
+/// The first fragment of the datagram that a later one is of, with these ports; `packet` begins with its link header, if it
+/// has one.
+pub fn first_fragment(packet: &[u8], has_link: bool, source_port: u16, destination_port: u16) -> Option<Vec<u8>> {
+    /// A header of TCP without options, which is longer than UDP's and SCTP's are, ports aside.
+    const REST: [u8; 20] = [0, 0, 0, 1, 0, 0, 0, 2, 0x50, SYN, 2, 0, 0x12, 0x34, 0, 0, 5, 6, 7, 8];
+
+    let at = wire::network(packet, has_link)?;
+    let layout = wire::dissect(packet, at)?;
+    let mut bytes = packet.get(..layout.payload.start)?.to_vec();
+    bytes.extend(source_port.to_be_bytes());
+    bytes.extend(destination_port.to_be_bytes());
+    bytes.extend(REST);
+    let header = layout.header.clone();
+    if layout.version == 4 {
+        let total = ((bytes.len() - at) as u16).to_be_bytes();
+        bytes[at + 2..at + 4].copy_from_slice(&total);
+        bytes[at + 6..at + 8].copy_from_slice(&0x2000_u16.to_be_bytes());
+        bytes[at + 10..at + 12].fill(0);
+        let sum = wire::checksum([bytes.get(header)?]);
+        bytes[at + 10..at + 12].copy_from_slice(&sum);
+    } else {
+        let length = ((bytes.len() - header.end) as u16).to_be_bytes();
+        bytes[at + 4..at + 6].copy_from_slice(&length);
+        // The fragment header is the last one: all that follows it belongs to the datagram.
+        let fragment = layout.payload.start.checked_sub(8)?;
+        bytes[fragment + 2..fragment + 4].copy_from_slice(&1_u16.to_be_bytes());
+    }
+    Some(bytes)
+}
+
 /// The answer to a packet: addresses and ports change sides, a TCP packet gets other flags. `None` for a packet that has no
 /// ports.
 pub fn answer(packet: &[u8], tcp_flags: u8) -> Option<Vec<u8>> {

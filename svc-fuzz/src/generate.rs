@@ -112,7 +112,11 @@ fn conversations(u: &mut Unstructured<'_>) -> Result<Vec<Conversation>> {
 
 fn event(u: &mut Unstructured<'_>, conversations: &[Conversation]) -> Result<Event> {
     Ok(match u.int_in_range(0..=19)? {
-        0..=8 => Event::Packet(packet(u, conversations)?),
+        0..=7 => Event::Packet(packet(u, conversations)?),
+        8 => {
+            let Conversation { client_port, frontend, .. } = *u.choose(conversations)?;
+            Event::Lead { source_port: client_port, destination_port: FRONTENDS[frontend].1 }
+        }
         12 | 13 => Event::Leave,
         9..=11 => Event::Answer { tcp_flags: tcp_flags(u)?, same_hook: u.ratio(1, 6)? },
         14..=16 => Event::Complain {

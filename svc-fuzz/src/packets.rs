@@ -29,6 +29,10 @@ pub struct Met {
     pub answered: u32,
     /// Flows opened.
     pub opened: u32,
+    /// Fragments that came before the first one.
+    pub held: u32,
+    /// First fragments that others had waited for.
+    pub again: u32,
 }
 
 /// Runs a case and panics where the packet path does what it must not.
@@ -36,27 +40,56 @@ pub fn run(case: &Case) -> Met {
     let mut world = World::new(&case.setting);
     let mut last = Last::default();
     let mut met = Met::default();
+    let mut waiting: Vec<Packet> = Vec::new();
     for event in &case.events {
         if let Event::Change(change) = event {
             world.apply(*change);
             continue;
         }
         let Some(packet) = last.packet(event).filter(|packet| world.can_carry(packet)) else { continue };
-        let before = world.clone();
-        let outcome = world.run(&packet);
-        judge(&packet, &outcome, &before, &world);
+        let outcome = step(&mut world, &packet, &mut last, &mut met);
         match outcome.verdict {
-            Verdict::Pass => met.translated += u32::from(outcome.bytes != packet.bytes),
-            Verdict::Drop(_) => met.dropped += 1,
-            Verdict::Refuse(_) => met.refused += 1,
-            Verdict::Answer => met.answered += 1,
-        }
-        met.opened += u32::from(opened(&packet, &outcome, &before, &world));
-        if outcome.verdict == Verdict::Pass {
-            last.remember(&packet, &outcome);
+            Verdict::Held => waiting.push(packet),
+            Verdict::Again => {
+                comes_again(&packet, &outcome, &mut waiting);
+                for packet in outcome.again {
+                    let outcome = step(&mut world, &packet, &mut last, &mut met);
+                    let is_over = !matches!(outcome.verdict, Verdict::Held | Verdict::Again);
+                    assert!(is_over, "{:?}: it came in again with its first fragment", outcome.verdict);
+                }
+            }
+            _ => {}
         }
     }
     met
+}
+
+/// One packet.
+fn step(world: &mut World, packet: &Packet, last: &mut Last, met: &mut Met) -> Outcome {
+    let before = world.clone();
+    let outcome = world.run(packet);
+    judge(packet, &outcome, &before, world);
+    match outcome.verdict {
+        Verdict::Pass => met.translated += u32::from(outcome.bytes != packet.bytes),
+        Verdict::Drop(_) => met.dropped += 1,
+        Verdict::Refuse(_) => met.refused += 1,
+        Verdict::Answer => met.answered += 1,
+        Verdict::Held => met.held += 1,
+        Verdict::Again => met.again += 1,
+    }
+    met.opened += u32::from(opened(packet, &outcome, &before, world));
+    last.remember(packet, &outcome);
+    outcome
+}
+
+/// What comes in again is the first fragment itself, and then packets that were held, each once.
+fn comes_again(packet: &Packet, outcome: &Outcome, waiting: &mut Vec<Packet>) {
+    let Some((first, others)) = outcome.again.split_first() else { panic!("nothing came in again") };
+    assert_eq!(first.bytes, packet.bytes, "the first fragment comes in as it was");
+    for other in others {
+        let at = waiting.iter().position(|held| held.bytes == other.bytes);
+        assert!(at.map(|at| waiting.swap_remove(at)).is_some(), "{other:02x?} was not held");
+    }
 }
 
 fn judge(packet: &Packet, outcome: &Outcome, before: &World, after: &World) {
@@ -71,6 +104,10 @@ fn judge(packet: &Packet, outcome: &Outcome, before: &World, after: &World) {
         Verdict::Drop(_) => {}
         Verdict::Refuse(_) => refused(&packet.bytes, &outcome.bytes, !packet.bare),
         Verdict::Answer => answered(&packet.bytes, &outcome.bytes, !packet.bare),
+        Verdict::Held => {
+            assert!(is_fragment(packet, Position::Later) && !packet.egress, "{packet:02x?} was held");
+        }
+        Verdict::Again => assert!(is_fragment(packet, Position::First) && !packet.egress, "{packet:02x?} came again"),
     }
     let marked = !packet.egress && [MARK, PROGRAM_MARK].contains(&outcome.mark);
     assert!([0, packet.mark].contains(&outcome.mark) || marked, "mark {:#x}", outcome.mark);
@@ -79,6 +116,11 @@ fn judge(packet: &Packet, outcome: &Outcome, before: &World, after: &World) {
         keeps_others(&before.v6, &after.v6, packet, outcome);
         is_answered(packet, outcome, after);
     }
+}
+
+fn is_fragment(packet: &Packet, position: Position) -> bool {
+    let layout = network(&packet.bytes, !packet.bare).and_then(|at| dissect(&packet.bytes, at));
+    layout.is_some_and(|layout| layout.position == position && matches!(layout.protocol, TCP | UDP | SCTP))
 }
 
 /// Whether the packet made a flow that was not there.

@@ -12,7 +12,7 @@ use std::{
 pub fn run(target: &str, cases: u32, len: usize, mut run: impl FnMut(&[u8])) {
     let seed = env::var("SVC_FUZZ_SEED").map_or(0, |seed| seed.parse().expect("SVC_FUZZ_SEED is a number"));
     let mut state = target.bytes().fold(seed, |state: u64, byte| state.rotate_left(8) ^ u64::from(byte));
-    for _ in 0..cases {
+    for case in 0..cases {
         let len = next(&mut state) as usize % len;
         let bytes: Vec<u8> = (0..len.div_ceil(8)).flat_map(|_| next(&mut state).to_le_bytes()).collect();
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| run(&bytes))) {
@@ -21,6 +21,7 @@ pub fn run(target: &str, cases: u32, len: usize, mut run: impl FnMut(&[u8])) {
                 Ok(()) => eprintln!("the input of this failure of {target} is {}", path.display()),
                 Err(error) => eprintln!("{}: {error}; the input was {bytes:02x?}", path.display()),
             }
+            eprintln!("it was case {case} of SVC_FUZZ_SEED={seed}");
             resume_unwind(panic);
         }
     }

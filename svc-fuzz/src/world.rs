@@ -216,6 +216,8 @@ pub struct Outcome {
     pub bytes: Vec<u8>,
     /// Its mark.
     pub mark: u32,
+    /// The packets that were sent in again.
+    pub again: Vec<Packet>,
 }
 
 /// The tables of both families.
@@ -294,7 +296,8 @@ impl World {
             Some(network) if network.version == 4 => self.v4.run_at(hook, &mut frame, network.offset),
             Some(network) => self.v6.run_at(hook, &mut frame, network.offset),
         };
-        Outcome { verdict, mark: frame.mark, bytes: frame.bytes }
+        let again = frame.again.into_iter().map(|bytes| Packet { bytes, ..*packet }).collect();
+        Outcome { verdict, mark: frame.mark, bytes: frame.bytes, again }
     }
 }
 
@@ -384,6 +387,9 @@ fn apply<A: Plan>(tables: &mut HostTables<A>, change: Change) {
             }
             for bound in tables.affinity.values_mut() {
                 bound.last_seen = bound.last_seen.wrapping_sub(ticks);
+            }
+            for held in tables.held.values_mut() {
+                held.since = held.since.wrapping_sub(ticks);
             }
         }
         Change::Evict(n) => {

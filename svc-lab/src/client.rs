@@ -8,7 +8,7 @@ use std::{
 use crate::{
     LabError, binary,
     place::{Place, capture},
-    probe::{Failure, Outcome, Outcomes, Protocol, Report, Success},
+    probe::{ASK, Failure, Outcome, Outcomes, Protocol, Report, Success},
     process::Process,
 };
 
@@ -179,8 +179,8 @@ impl Place {
         self.ask(&Request::udp(destination))
     }
 
-    /// Opens one connection or socket and sends a request every `interval_ms` milliseconds; returns after the first
-    /// answer. `log` takes what the process complains about.
+    /// Opens one connection or socket and sends a request every `interval_ms` milliseconds, or for 0 when it is
+    /// [asked](Steady::ask) to; returns after the first answer. `log` takes what the process complains about.
     pub fn steady(&self, request: &Request, interval_ms: u64, log: &Path) -> Result<Steady, Failure> {
         let start = || {
             let mut command = self.command(binary::lab()?)?;
@@ -206,6 +206,12 @@ impl Steady {
     /// How it fared up to now.
     pub fn report(&mut self) -> Result<Report, LabError> {
         self.process.tell("report\n")?;
+        self.read()
+    }
+
+    /// Has it send a request now; how it fared once that was answered or lost.
+    pub fn ask(&mut self) -> Result<Report, LabError> {
+        self.process.tell(&format!("{ASK}\nreport\n"))?;
         self.read()
     }
 

@@ -221,9 +221,50 @@ pub struct Endpoint {
     /// `nodeName`.
     pub node: Option<Arc<str>>,
     /// `hints.forNodes[].name`.
-    pub hint_nodes: Vec<Arc<str>>,
+    pub hint_nodes: NameList,
     /// `hints.forZones[].name`.
-    pub hint_zones: Vec<Arc<str>>,
+    pub hint_zones: NameList,
+}
+
+/// Names of which there are mostly none: eight bytes then. There are as many of these as endpoints in the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct NameList(
+    #[expect(clippy::box_collection, reason = "a vector alone is three times as large")] Option<Box<Vec<Arc<str>>>>,
+);
+
+impl std::ops::Deref for NameList {
+    type Target = [Arc<str>];
+
+    fn deref(&self) -> &Self::Target {
+        self.0.as_ref().map_or(&[], |names| names)
+    }
+}
+
+impl FromIterator<Arc<str>> for NameList {
+    fn from_iter<I: IntoIterator<Item = Arc<str>>>(names: I) -> Self {
+        let mut names: Vec<_> = names.into_iter().collect();
+        names.shrink_to_fit();
+        Self((!names.is_empty()).then(|| Box::new(names)))
+    }
+}
+
+impl Service {
+    /// Gives back memory that vectors hold for more elements; an object is kept much longer than it is made.
+    pub fn shrink(&mut self) {
+        self.cluster_ips.shrink_to_fit();
+        self.external_ips.shrink_to_fit();
+        self.load_balancer_ips.shrink_to_fit();
+        self.source_ranges.shrink_to_fit();
+        self.ports.shrink_to_fit();
+    }
+}
+
+impl Slice {
+    /// As [`Service::shrink`].
+    pub fn shrink(&mut self) {
+        self.ports.shrink_to_fit();
+        self.endpoints.shrink_to_fit();
+    }
 }
 
 /// The node this agent runs on.

@@ -2,7 +2,7 @@
 //!
 //! It never decides anything about endpoints (that is `compile`) and never sees an id or a map.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{HashMap, HashSet};
 
 use crate::{
     compile::{NodeContext, PortTable, compile},
@@ -12,12 +12,13 @@ use crate::{
 /// The objects as last reported.
 #[derive(Debug, Default)]
 pub struct World {
-    services: BTreeMap<ObjectName, Service>,
-    slices: BTreeMap<ObjectName, Slice>,
-    slices_of: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
+    services: HashMap<ObjectName, Service>,
+    slices: HashMap<ObjectName, Slice>,
+    /// By Service, sorted.
+    slices_of: HashMap<ObjectName, Vec<ObjectName>>,
     node: Option<Node>,
     context: NodeContext,
-    dirty: BTreeSet<ObjectName>,
+    dirty: HashSet<ObjectName>,
     synced: bool,
 }
 
@@ -33,7 +34,8 @@ impl World {
             Change::Service(name, service) => {
                 let changed = match service {
                     Some(service) if self.services.get(&name) == Some(&*service) => false,
-                    Some(service) => {
+                    Some(mut service) => {
+                        service.shrink();
                         self.services.insert(name.clone(), *service);
                         true
                     }
@@ -59,15 +61,20 @@ impl World {
         }
         if let Some(old) = old {
             if let Some(names) = self.slices_of.get_mut(&old.service) {
-                names.remove(&name);
+                names.retain(|other| *other != name);
                 if names.is_empty() {
                     self.slices_of.remove(&old.service);
                 }
             }
             self.dirty.insert(old.service);
         }
-        if let Some(slice) = slice {
-            self.slices_of.entry(slice.service.clone()).or_default().insert(name.clone());
+        if let Some(mut slice) = slice {
+            slice.shrink();
+            let names = self.slices_of.entry(slice.service.clone()).or_default();
+            if let Err(at) = names.binary_search(&name) {
+                names.reserve_exact(1);
+                names.insert(at, name.clone());
+            }
             self.dirty.insert(slice.service.clone());
             self.slices.insert(name, slice);
         }
@@ -83,7 +90,11 @@ impl World {
 
     /// Names that may have to be programmed anew, sorted, Services that are gone included. Each is returned once.
     pub fn take_dirty(&mut self) -> Vec<ObjectName> {
-        std::mem::take(&mut self.dirty).into_iter().collect()
+        let mut dirty: Vec<_> = self.dirty.drain().collect();
+        // A burst leaves room behind that is looked through each time.
+        self.dirty.shrink_to(64);
+        dirty.sort_unstable();
+        dirty
     }
 
     /// The tables of a Service; none if it does not exist.
@@ -103,7 +114,7 @@ impl World {
         self.services.get(name)
     }
 
-    /// All Services, sorted by name.
+    /// All Services, in no order.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
         self.services.values()
     }
@@ -127,7 +138,7 @@ impl World {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Endpoint, Family, Problem, Protocol, ServicePort, SlicePort};
+    use crate::model::{Endpoint, Family, NameList, Problem, Protocol, ServicePort, SlicePort};
 
     fn name(text: &str) -> ObjectName {
         ObjectName::new("default", text)
@@ -157,8 +168,8 @@ mod tests {
             serving: true,
             terminating: false,
             node: None,
-            hint_nodes: vec![],
-            hint_zones: vec![],
+            hint_nodes: NameList::default(),
+            hint_zones: NameList::default(),
         };
         let slice = Slice {
             name: name(text),

@@ -108,6 +108,24 @@ fn link_ids(place: &Place, interface: &InterfaceSpec) -> Vec<u32> {
 }
 
 #[test]
+fn adopted_maps_keep_their_sizes_and_say_so() {
+    in_place(|place| {
+        let small = place.options();
+        drop(start(&small));
+        let mut large = place.options();
+        large.capacity.slots *= 4;
+        large.capacity.backends *= 2;
+        let (mut dataplane, _) = start(&large);
+        let capacity = dataplane.capacity().expect("sizes");
+        // Lines of slots are whole.
+        assert_eq!((capacity.slots, capacity.backends), (1008, small.capacity.backends), "not as configured now");
+        assert_eq!(capacity.services, small.capacity.services);
+        dataplane.apply(&[Op::WriteSlots(capacity.slots - 16, vec![1; 16])]).expect("the last line");
+        assert!(dataplane.apply(&[Op::WriteSlots(capacity.slots, vec![1; 16])]).is_err());
+    });
+}
+
+#[test]
 fn what_is_applied_is_seen_by_readers_and_by_a_successor() {
     in_place(|place| {
         let options = place.options();

@@ -16,7 +16,7 @@ pub(crate) struct Options {
     /// Fewer packets, rounds and Services: figures for a first look, not to be quoted
     #[arg(long)]
     quick: bool,
-    /// Only these sections (`kernel`, `lab`, `budget`)
+    /// Only these sections (`kernel`, `lab`, `control`, `budget`)
     #[arg(long, value_name = "SECTION", value_delimiter = ',')]
     only: Vec<String>,
     /// Where the table is written as JSON

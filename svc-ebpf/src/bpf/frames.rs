@@ -6,11 +6,18 @@
 use core::mem::size_of;
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
-    helpers::{bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes},
+    bindings::{
+        __sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    },
+    helpers::{
+        bpf_clone_redirect, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes,
+        bpf_skb_pull_data, bpf_skb_store_bytes,
+    },
 };
 use bytemuck::Pod;
-use network_types::eth::EthHdr;
+use network_types::{eth::EthHdr, ip::Ipv4Hdr};
+use svc_common::fragment::HELD_BYTES;
 use svc_ebpf::{
     checksum::Change,
     crc32c,
@@ -22,6 +29,8 @@ use svc_ebpf::{
 /// cancels the address change out.
 const BPF_F_IPV6: u64 = 1 << 7;
 const EINVAL: i64 = 22;
+/// Keeps `skb->csum` right where hardware has summed the packet.
+const RECOMPUTE: u64 = BPF_F_RECOMPUTE_CSUM as u64;
 
 /// Readable end of any frame: bounds offsets for the verifier.
 const MAX_READ: usize = 0x7ff;
@@ -34,6 +43,11 @@ pub(super) struct SkbFrame {
 impl SkbFrame {
     pub(super) fn new(skb: *mut __sk_buff) -> Self {
         Self { skb }
+    }
+
+    /// The context.
+    pub(super) fn skb(&self) -> *mut __sk_buff {
+        self.skb
     }
 
     /// Ethertype the kernel keeps beside the packet, *host order*.
@@ -77,6 +91,19 @@ pub(super) fn bounded(mut offset: usize) -> Option<usize> {
         core::arch::asm!("{0} &= {mask}", inout(reg) offset, mask = const MAX_READ, options(pure, nomem, nostack));
     }
     Some(offset)
+}
+
+/// `len`, if it is a length of what can be held.
+#[inline(always)]
+fn held_len(len: usize) -> Option<usize> {
+    let len = bounded(len)?;
+    if len > HELD_BYTES {
+        return None;
+    }
+    // Bounded twice, so that LLVM does not make one comparison of both, of a difference, from which a verifier before Linux
+    // 6.12 learns nothing of the length ("R3 min value is outside of the allowed memory range"). Nor does one before 6.8 from
+    // "not 0".
+    bounded(len).filter(|len| *len >= Ipv4Hdr::LEN)
 }
 
 /// A global function: the verifier walks it once, by its signature, and not at each of its calls.
@@ -166,6 +193,32 @@ impl Frame for SkbFrame {
                 && bpf_skb_adjust_room(self.skb, room as i32, BPF_ADJ_ROOM_MAC, 0) == 0
         };
         done.then_some(())
+    }
+
+    #[inline(always)]
+    fn copy_to(&mut self, into: &mut [u8; HELD_BYTES]) -> Option<u32> {
+        let len = held_len(self.size() as usize)?;
+        // SAFETY: `into` has room for that many bytes; the helper checks them against the packet.
+        let result = unsafe { bpf_skb_load_bytes(self.skb.cast(), 0, into.as_mut_ptr().cast(), len as u32) };
+        (result == 0).then_some(len as u32)
+    }
+
+    #[inline(always)]
+    fn send_again(&mut self) -> bool {
+        let interface = self.interface();
+        // SAFETY: a helper call with a valid context; pointers into the packet are never kept.
+        unsafe { bpf_clone_redirect(self.skb, interface, u64::from(BPF_F_INGRESS)) == 0 }
+    }
+
+    #[inline(always)]
+    fn send_other(&mut self, bytes: &[u8; HELD_BYTES], len: u32, interface: u32) -> bool {
+        let Some(len) = held_len(len as usize) else { return false };
+        // SAFETY: as above; `bytes` has that many bytes. The clones that were sent before keep theirs: the helper unshares.
+        unsafe {
+            bpf_skb_change_tail(self.skb, len as u32, 0) == 0
+                && bpf_skb_store_bytes(self.skb, 0, bytes.as_ptr().cast(), len as u32, RECOMPUTE) == 0
+                && bpf_clone_redirect(self.skb, interface, u64::from(BPF_F_INGRESS)) == 0
+        }
     }
 
     #[inline(always)]

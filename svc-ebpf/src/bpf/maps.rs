@@ -3,24 +3,28 @@
 //! Values of hash maps are copied at once: a reference would not survive the next insertion or eviction.
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    bindings::{__sk_buff, BPF_ANY, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST},
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
-    helpers::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_coarse_ns},
+    helpers::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_spin_lock, bpf_spin_unlock},
     macros::btf_map,
 };
 use svc_common::{
     Address as _, Affinity, AffinityKey, Backend, Cidr, Config, Counters, Flow, FlowKey, FragmentKey, Frontend,
-    FrontendKey, Hook, Interface, Ports, Reason, ServiceName, SlotLine, SocketBackend, SocketKey, SocketPeer,
+    FrontendKey, Held, Hook, Interface, Ports, Reason, ServiceName, SlotLine, SocketBackend, SocketKey, SocketPeer,
     SourcePrefix,
     config::{CONFIG_BRIDGES, CONFIG_FILTER, CONFIG_MASQUERADE, CONFIG_SERVICE_CIDRS},
     filter::{FILTER_WORDS, KNOWN_ENDPOINT, KNOWN_FRONTEND, UNUSUAL as UNUSUAL_LEN, filter_place, unusual_place},
+    fragment::{HELD_BYTES, HELD_PLACES, held_places},
     hash::SLOTS_PER_LINE,
     masquerade::PORTS,
     source_range::SERVICE_BITS,
     vip::SERVICE_CIDRS,
 };
 use svc_ebpf::{
+    Verdict,
     decide::{Decision, decide},
+    frame::Frame,
+    held::{hold, lead},
     masquerade::{Outcome, Task, masquerade, try_port},
     open::{Attempt, attempt},
     scratch::Scratch,
@@ -31,7 +35,9 @@ use svc_ebpf::{
 use super::flows_array::FlowTable as _;
 #[cfg(not(feature = "array-flows"))]
 use super::flows_lru::FlowTable as _;
+use super::frames::SkbFrame;
 
+const EEXIST: i32 = 17;
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
@@ -81,6 +87,10 @@ static REFUSALS: PerCpuArray<Refusals, 1> = PerCpuArray::new();
 static FRAGMENTS_V4: LruHashMap<FragmentKey<A4>, Ports, 8192> = LruHashMap::new();
 #[btf_map]
 static FRAGMENTS_V6: LruHashMap<FragmentKey<A6>, Ports, 8192> = LruHashMap::new();
+#[btf_map]
+static HELD_V4: Array<Held, { HELD_PLACES as usize }> = Array::new();
+#[btf_map]
+static HELD_V6: Array<Held, { HELD_PLACES as usize }> = Array::new();
 #[btf_map]
 static SOCKETS_V4: LruHashMap<SocketKey<A4>, SocketBackend, 16384> = LruHashMap::new();
 #[btf_map]
@@ -189,6 +199,16 @@ fn with<A, R>(scratch: &mut Scratch<A>, call: impl FnOnce() -> R) -> R {
 /// The maps, for a packet that a hook of interface `interface` sees.
 pub(super) struct Maps {
     pub(super) interface: u32,
+    /// The packet, for functions that are called with it.
+    pub(super) skb: *mut __sk_buff,
+}
+
+impl Maps {
+    /// For what concerns no packet, or only what is in scratch memory.
+    #[inline(always)]
+    pub(super) fn without_packet() -> Self {
+        Self { interface: 0, skb: core::ptr::null_mut() }
+    }
 }
 
 /// CONFIG.
@@ -305,11 +325,88 @@ impl Drops for Maps {
     }
 }
 
+/// Copies the packet to a place of HELD; false if another one is there, or if it does not fit.
+#[inline(always)]
+fn hold_at(held: *mut Held, frame: &mut SkbFrame, tag: u32) -> bool {
+    if frame.size() as usize > HELD_BYTES {
+        return false;
+    }
+    let now = coarse_now();
+    let mut lost = 0;
+    // SAFETY: an element of an array stays where it is; its lock guards who has it in hand, and only that one touches the
+    // rest.
+    unsafe {
+        bpf_spin_lock((&raw mut (*held).lock).cast());
+        let is_free = (*held).is_free(now);
+        if is_free {
+            if (*held).tag != 0 {
+                lost = (*held).len;
+            }
+            (*held).tag = 0;
+            (*held).busy = 1;
+        }
+        bpf_spin_unlock((&raw mut (*held).lock).cast());
+        if !is_free {
+            return false;
+        }
+        let len = frame.copy_to(&mut (*held).bytes);
+        (*held).len = len.unwrap_or(0);
+        (*held).since = now;
+        (*held).interface = frame.interface();
+        give_back(held, if len.is_some() { tag } else { 0 });
+        if lost != 0 {
+            Maps::without_packet().count_drop(Reason::FragmentLost, lost);
+        }
+        len.is_some()
+    }
+}
+
+/// Sends in again what waits at a place of HELD for the datagram `tag`, and frees the place.
+#[inline(always)]
+fn release(held: *mut Held, frame: &mut SkbFrame, tag: u32) {
+    // SAFETY: as above.
+    unsafe {
+        if (&raw const (*held).tag).read_volatile() != tag {
+            return;
+        }
+        bpf_spin_lock((&raw mut (*held).lock).cast());
+        let is_there = (*held).tag == tag && (*held).busy == 0;
+        if is_there {
+            (*held).busy = 1;
+        }
+        bpf_spin_unlock((&raw mut (*held).lock).cast());
+        if !is_there {
+            return;
+        }
+        let len = (*held).len;
+        if (*held).is_over(coarse_now()) || !frame.send_other(&(*held).bytes, len, (*held).interface) {
+            Maps::without_packet().count_drop(Reason::FragmentLost, len);
+        }
+        give_back(held, 0);
+    }
+}
+
+/// Ends what `busy` began.
+///
+/// # Safety
+///
+/// The caller has set `busy`.
+#[inline(always)]
+unsafe fn give_back(held: *mut Held, tag: u32) {
+    // SAFETY: as the callers say.
+    unsafe {
+        bpf_spin_lock((&raw mut (*held).lock).cast());
+        (*held).tag = tag;
+        (*held).busy = 0;
+        bpf_spin_unlock((&raw mut (*held).lock).cast());
+    }
+}
+
 macro_rules! family {
     (
         $address:ty, $frontends:ident, $backends:ident, $affinity:ident, $fragments:ident, $sockets:ident,
         $peers:ident, $vips:ident, $cidrs:ident, $sources:ident, $in_cidr:ident, $masquerades:ident, $attempt:ident, $decide:ident,
-        $masquerade:ident, $try_port:ident
+        $masquerade:ident, $try_port:ident, $held:ident, $hold:ident, $lead:ident, $hold_at:ident, $release:ident
     ) => {
         impl Decisions<$address> for Maps {
             #[inline(always)]
@@ -395,7 +492,7 @@ macro_rules! family {
             // Not an argument: before Linux 6.2 memory that came as one is no key and no value of a map ("R2 type=mem
             // expected=fp, pkt, pkt_meta, map_key, map_value", commit d1673304097c).
             let Some(scratch) = <$address>::scratch(Hook::Ingress) else { return Attempt::NoBackend as i32 };
-            attempt(&mut Maps { interface: 0 }, scratch, number) as i32
+            attempt(&mut Maps::without_packet(), scratch, number) as i32
         }
 
         /// As above; returns a [`Decision`] as a number.
@@ -404,7 +501,53 @@ macro_rules! family {
         #[expect(unreachable_pub, reason = "as above")]
         pub extern "C" fn $decide(interface: u32) -> u32 {
             let Some(scratch) = <$address>::scratch(Hook::Ingress) else { return Decision::Pass.to_u32() };
-            decide(&mut Maps { interface }, scratch).to_u32()
+            decide(&mut Maps { interface, ..Maps::without_packet() }, scratch).to_u32()
+        }
+
+        /// As above; returns 1 if the packet is held.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        #[expect(unreachable_pub, reason = "as above")]
+        pub extern "C" fn $hold(skb: *mut __sk_buff) -> u32 {
+            let Some(scratch) = <$address>::scratch(Hook::Ingress) else { return 0 };
+            let maps = &mut Maps { interface: 0, skb };
+            u32::from(hold(&mut SkbFrame::new(skb), maps, scratch) == Verdict::Held)
+        }
+
+        /// As above; returns 1 if the packet has been sent in again.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        #[expect(unreachable_pub, reason = "as above")]
+        pub extern "C" fn $lead(skb: *mut __sk_buff) -> u32 {
+            let Some(scratch) = <$address>::scratch(Hook::Ingress) else { return 0 };
+            u32::from(lead(&mut SkbFrame::new(skb), &mut Maps { interface: 0, skb }, scratch))
+        }
+
+        /// As above.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        #[expect(unreachable_pub, reason = "as above")]
+        pub extern "C" fn $hold_at(skb: *mut __sk_buff, tag: u32, position: u32) -> u32 {
+            for place in held_places(tag, position) {
+                let held = $held.get_ptr_mut(place);
+                if held.is_some_and(|held| hold_at(held, &mut SkbFrame::new(skb), tag)) {
+                    return 1;
+                }
+            }
+            0
+        }
+
+        /// As above; returns nothing of interest.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        #[expect(unreachable_pub, reason = "as above")]
+        pub extern "C" fn $release(skb: *mut __sk_buff, tag: u32, position: u32) -> u32 {
+            for place in held_places(tag, position) {
+                if let Some(held) = $held.get_ptr_mut(place) {
+                    release(held, &mut SkbFrame::new(skb), tag);
+                }
+            }
+            0
         }
 
         /// As above, with a [`Task`] as a number; returns an [`Outcome`] as a number.
@@ -413,7 +556,7 @@ macro_rules! family {
         #[expect(unreachable_pub, reason = "as above")]
         pub extern "C" fn $masquerade(interface: u32, task: u32) -> u32 {
             let Some(scratch) = <$address>::scratch(Hook::Egress) else { return Outcome::Pass as u32 };
-            masquerade(&mut Maps { interface }, scratch, Task::from_u32(task)) as u32
+            masquerade(&mut Maps { interface, ..Maps::without_packet() }, scratch, Task::from_u32(task)) as u32
         }
 
         /// As above; returns an [`Outcome`] as a number.
@@ -422,7 +565,7 @@ macro_rules! family {
         #[expect(unreachable_pub, reason = "as above")]
         pub extern "C" fn $try_port(number: u32) -> u32 {
             let Some(scratch) = <$address>::scratch(Hook::Egress) else { return Outcome::Taken as u32 };
-            try_port(&mut Maps { interface: 0 }, scratch, number) as u32
+            try_port(&mut Maps::without_packet(), scratch, number) as u32
         }
 
         impl Tables<$address> for Maps {
@@ -450,6 +593,40 @@ macro_rules! family {
             #[inline(always)]
             fn try_port(&mut self, scratch: &mut Scratch<$address>, number: u32) -> Outcome {
                 Outcome::from_u32(with(scratch, || $try_port(number)))
+            }
+
+            #[inline(always)]
+            fn hold_early<F: Frame>(&mut self, _frame: &mut F, scratch: &mut Scratch<$address>) -> Verdict {
+                if with(scratch, || $hold(self.skb)) == 1 { Verdict::Held } else { Verdict::Pass }
+            }
+
+            #[inline(always)]
+            fn lead<F: Frame>(&mut self, _frame: &mut F, scratch: &mut Scratch<$address>) -> bool {
+                with(scratch, || $lead(self.skb)) == 1
+            }
+
+            #[inline(always)]
+            fn hold<F: Frame>(&mut self, _frame: &mut F, tag: u32, position: u32) -> bool {
+                $hold_at(self.skb, tag, position) == 1
+            }
+
+            #[inline(always)]
+            fn release<F: Frame>(&mut self, _frame: &mut F, tag: u32, position: u32) {
+                $release(self.skb, tag, position);
+            }
+
+            #[inline(always)]
+            fn insert_fragment(&mut self, key: &FragmentKey<$address>, ports: Ports) -> Insert {
+                match $fragments.insert(key, &ports, u64::from(BPF_NOEXIST)) {
+                    Ok(()) => Insert::Done,
+                    Err(error) if error == -EEXIST => Insert::Taken,
+                    Err(_) => Insert::Full,
+                }
+            }
+
+            #[inline(always)]
+            fn count_loss(&mut self, reason: Reason, bytes: u32) {
+                self.count_drop(reason, bytes);
             }
 
             #[inline(always)]
@@ -535,7 +712,7 @@ macro_rules! family {
 
             #[inline(always)]
             fn remember_fragment(&mut self, key: &FragmentKey<$address>, ports: Ports) {
-                // Without the entry later fragments pass untranslated, as they do when they overtake the first one.
+                // Without the entry later fragments are held for a first one that has been here.
                 let _ = $fragments.insert(key, &ports, u64::from(BPF_ANY));
             }
 
@@ -624,7 +801,12 @@ family!(
     svc_attempt_v4,
     svc_decide_v4,
     svc_masq_v4,
-    svc_port_v4
+    svc_port_v4,
+    HELD_V4,
+    svc_hold_v4,
+    svc_lead_v4,
+    svc_hold_at_v4,
+    svc_release_v4
 );
 family!(
     A6,
@@ -642,5 +824,10 @@ family!(
     svc_attempt_v6,
     svc_decide_v6,
     svc_masq_v6,
-    svc_port_v6
+    svc_port_v6,
+    HELD_V6,
+    svc_hold_v6,
+    svc_lead_v6,
+    svc_hold_at_v6,
+    svc_release_v6
 );

@@ -159,7 +159,7 @@ fn filter<A: Address>(
 ) -> bool {
     // SAFETY: as above.
     let protocol = unsafe { (*context).protocol } as u8;
-    is_ours(&mut Maps { interface: 0 }, address, read_port(context), protocol)
+    is_ours(&mut Maps::without_packet(), address, read_port(context), protocol)
 }
 
 #[inline(always)]
@@ -171,7 +171,7 @@ where
         return ALLOW;
     }
     let Some(request) = request(context, address) else { return ALLOW };
-    answer(context, socket::connect(&mut Maps { interface: 0 }, &request), write)
+    answer(context, socket::connect(&mut Maps::without_packet(), &request), write)
 }
 
 #[inline(always)]
@@ -183,7 +183,7 @@ where
         return ALLOW;
     }
     let Some(request) = request(context, address) else { return ALLOW };
-    answer(context, socket::send(&mut Maps { interface: 0 }, &request), write)
+    answer(context, socket::send(&mut Maps::without_packet(), &request), write)
 }
 
 #[inline(always)]
@@ -193,7 +193,7 @@ where
 {
     if filter(context, &address, socket::may_be_backend)
         && let Some(request) = request(context, address)
-        && let Some(vip) = socket::peer(&mut Maps { interface: 0 }, &request)
+        && let Some(vip) = socket::peer(&mut Maps::without_packet(), &request)
     {
         write(context, vip.address);
         write_port(context, vip.port);

@@ -69,7 +69,7 @@ fn svc_egress_l3(context: TcContext) -> i32 {
 
 #[inline(always)]
 fn incoming(mut frame: SkbFrame, network: Network) -> i32 {
-    let mut maps = Maps { interface: frame.interface() };
+    let mut maps = Maps { interface: frame.interface(), skb: frame.skb() };
     let verdict = if network.version == 4 {
         run::<[u8; 4]>(&mut frame, &mut maps, Hook::Ingress, network.offset)
     } else {
@@ -80,7 +80,7 @@ fn incoming(mut frame: SkbFrame, network: Network) -> i32 {
 
 #[inline(always)]
 fn outgoing(mut frame: SkbFrame, network: Network) -> i32 {
-    let mut maps = Maps { interface: frame.interface() };
+    let mut maps = Maps { interface: frame.interface(), skb: frame.skb() };
     let verdict = if network.version == 4 {
         run::<[u8; 4]>(&mut frame, &mut maps, Hook::Egress, network.offset)
     } else {
@@ -114,6 +114,8 @@ fn finish(frame: &SkbFrame, mut maps: Maps, verdict: Verdict, back: u64) -> i32 
             report(frame, &maps, reason);
             return DROP;
         }
+        // Nothing is lost: a copy waits, or is on its way.
+        Verdict::Held | Verdict::Again => return DROP,
         Verdict::Refuse(reason) => maps.count_drop(reason, frame.size()),
         Verdict::Answer => {}
     }

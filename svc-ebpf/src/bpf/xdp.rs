@@ -12,7 +12,7 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use bytemuck::Pod;
-use svc_common::{Hook, config::INTERFACE_XDP};
+use svc_common::{Hook, config::INTERFACE_XDP, fragment::HELD_BYTES};
 use svc_ebpf::{
     checksum::Change,
     frame::{Covered, Frame},
@@ -57,7 +57,7 @@ fn svc_xdp_skb(context: XdpContext) -> u32 {
 fn received<const FRAGS: bool>(mut frame: XdpFrame<FRAGS>) -> u32 {
     let interface = frame.interface;
     let Some(network) = link::ethernet(&mut frame) else { return xdp_action::XDP_PASS };
-    let mut maps = Maps { interface };
+    let mut maps = Maps { interface, ..Maps::without_packet() };
     let way = if network.version == 4 {
         run::<[u8; 4], FRAGS>(&mut frame, &mut maps, network.offset)
     } else {
@@ -181,6 +181,22 @@ impl<const FRAGS: bool> Frame for XdpFrame<FRAGS> {
     #[inline(always)]
     fn reshape(&mut self, _end: usize, _at: usize, _room: usize) -> Option<()> {
         None
+    }
+
+    // Fragments go up the stack.
+    #[inline(always)]
+    fn copy_to(&mut self, _into: &mut [u8; HELD_BYTES]) -> Option<u32> {
+        None
+    }
+
+    #[inline(always)]
+    fn send_again(&mut self) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn send_other(&mut self, _bytes: &[u8; HELD_BYTES], _len: u32, _interface: u32) -> bool {
+        false
     }
 
     #[inline(always)]

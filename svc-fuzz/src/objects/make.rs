@@ -32,6 +32,14 @@ fn text(u: &mut Unstructured<'_>, texts: &[&str]) -> Result<Value> {
     odd(u, text)
 }
 
+/// An object without its members that are null: a label that is null is there, and a slice with such a one is headless.
+fn present(mut object: Value) -> Value {
+    if let Some(members) = object.as_object_mut() {
+        members.retain(|_, value| !value.is_null());
+    }
+    object
+}
+
 /// One time in `n`, a value; else null, which is as good as absent.
 fn maybe(u: &mut Unstructured<'_>, n: u8, value: impl FnOnce(&mut Unstructured<'_>) -> Result<Value>) -> Result<Value> {
     if u.int_in_range(1..=n)? == n { value(u) } else { Ok(Value::Null) }
@@ -49,8 +57,9 @@ fn number(u: &mut Unstructured<'_>, numbers: &[i32]) -> Result<Value> {
 }
 
 const NAMES: [&str; 4] = ["web", "api", "db", "dns"];
-const PORT_NAMES: [&str; 4] = ["", "http", "other", "a-name-that-is-quite-long-but-still-within-the-limit-of-labels"];
-const PROTOCOLS: [&str; 5] = ["TCP", "UDP", "SCTP", "TCP", "tcp"];
+/// Mostly the same name and protocol: a port that no slice has serves nobody, and there is little to judge.
+const PORT_NAMES: [&str; 4] = ["", "", "", "a-name-that-is-quite-long-but-still-within-the-limit-of-labels"];
+const PROTOCOLS: [&str; 5] = ["TCP", "UDP", "TCP", "TCP", "SCTP"];
 const V4: [&str; 4] = ["10.96.0.1", "10.96.0.2", "10.96.0.3", "10.96.0.4"];
 const V6: [&str; 3] = ["fd00::1", "fd00::2", "FD00:0::3"];
 const EXTERNAL: [&str; 6] = ["203.0.113.1", "203.0.113.2", " 203.0.113.2 ", "2001:db8::1", "127.0.0.1", "10.96.0.1"];
@@ -139,8 +148,8 @@ pub(super) fn slice(u: &mut Unstructured<'_>, number_of: usize) -> Result<String
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
         "metadata": odd(u, json!({
             "name": format!("slice-{number_of}"), "namespace": "default",
-            "labels": {"kubernetes.io/service-name": service, "service.kubernetes.io/headless": headless},
-            "annotations": {"endpoints.kubernetes.io/last-change-trigger-time": trigger},
+            "labels": present(json!({"kubernetes.io/service-name": service, "service.kubernetes.io/headless": headless})),
+            "annotations": present(json!({"endpoints.kubernetes.io/last-change-trigger-time": trigger})),
         }))?,
         "addressType": text(u, if family < 3 { &["IPv4"] } else { &["IPv6", "IPv6", "IPv6", "FQDN"] })?,
         "endpoints": endpoints,

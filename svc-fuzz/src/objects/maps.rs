@@ -38,6 +38,12 @@ pub(super) struct Maps {
     pub(super) fail_after: Option<u32>,
     /// A write has failed: what comes after it may find no room, because what makes room waits.
     has_failed: bool,
+    /// Operations carried out so far.
+    pub(super) written: u32,
+    /// Those among them that were frontends with endpoints.
+    pub(super) served: u32,
+    /// After so many operations the agent ends, and writes nothing any more.
+    pub(super) crash_at: Option<u32>,
 }
 
 /// What clients notice of a frontend, without ids and offsets: whose it is, flags, affinity, and the backends of both
@@ -62,6 +68,9 @@ impl Maps {
             now: 0,
             fail_after: None,
             has_failed: false,
+            written: 0,
+            served: 0,
+            crash_at: None,
         }
     }
 
@@ -217,6 +226,11 @@ impl Maps {
         }
     }
 
+    /// The agent has ended in the middle of its writes.
+    pub(super) fn has_crashed(&self) -> bool {
+        self.crash_at.is_some_and(|at| self.written >= at)
+    }
+
     /// Checks everything, as [`engine::Maps::apply`] checks what each operation concerns.
     pub(super) fn check(&self) {
         for (address, value) in &self.frontends {
@@ -290,6 +304,9 @@ impl engine::Maps for Maps {
 
     fn apply(&mut self, ops: &[Op]) -> Result<(), (usize, Self::Error)> {
         for (index, op) in ops.iter().enumerate() {
+            if self.has_crashed() {
+                return Err((index, "the agent has ended"));
+            }
             match &mut self.fail_after {
                 Some(0) => {
                     self.fail_after = None;
@@ -304,6 +321,8 @@ impl engine::Maps for Maps {
                 return Err((index, "the map is full"));
             }
             self.carry_out(op);
+            self.written += 1;
+            self.served += u32::from(matches!(op, Op::SetFrontend(_, frontend) if frontend.inside.len > 0));
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Objects, on their way to the maps: manifests → conversion → model → compile → tables → operations on a model of the maps,
-//! through the agent's own engine, with writes that fail, time that passes and agents that start over.
+//! through the agent's own engine, with writes that fail, time that passes, agents that start over and agents that end in the
+//! middle of their writes.
 //!
 //! What must hold: nothing panics; after every single operation nothing dangles and nothing is given before its rest is
 //! over (`maps`); in the end the maps hold what a fresh start on the same objects gives; and when the objects are gone,
@@ -12,6 +13,7 @@ use std::{
     collections::BTreeMap,
     fmt::Write,
     net::{Ipv4Addr, Ipv6Addr},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::Arc,
 };
 
@@ -157,13 +159,20 @@ impl Agent {
         self.engine.change(change);
     }
 
-    /// Does whatever there is to do, and lets time pass.
+    /// Does whatever there is to do, and lets time pass. An agent that ends has a successor at once.
     fn work(&mut self, ms: u64) {
         self.engine.maps().now += ms;
         let now = self.engine.maps().now;
         self.engine.tick(now);
         while self.engine.has_work() {
             self.engine.step(1, now, 0);
+            if self.engine.maps().has_crashed() {
+                self.restart();
+            }
+        }
+        if self.engine.maps().has_crashed() {
+            self.restart();
+            self.work(0);
         }
         self.engine.maps().check();
     }
@@ -171,6 +180,7 @@ impl Agent {
     /// Another agent continues with the maps.
     fn restart(&mut self) {
         let mut maps = std::mem::replace(self.engine.maps(), Maps::new(Capacity { slots: 0, ..self.capacity }));
+        maps.crash_at = None;
         let tables = adopt(self.capacity, &maps.observed());
         self.engine = engine(tables, maps, &self.node);
         for change in self.objects.values() {
@@ -193,13 +203,51 @@ impl Agent {
     }
 }
 
-/// Runs what the bytes stand for.
-pub fn run(bytes: &[u8]) {
+/// What a history amounted to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Met {
+    /// Writes to the maps.
+    pub writes: u32,
+    /// Writes of frontends that have endpoints.
+    pub served: u32,
+}
+
+/// Runs what the bytes stand for: once as they say, and once with an agent that ends after one of its writes.
+pub fn run(bytes: &[u8]) -> Met {
+    let met = run_to_the_end(bytes, None);
+    if met.writes > 0 {
+        let which = bytes.iter().fold(0_u32, |hash, byte| hash.wrapping_mul(31).wrapping_add(u32::from(*byte)));
+        run_to_the_end(bytes, Some(which % met.writes));
+    }
+    met
+}
+
+/// Runs what the bytes stand for with an agent that ends after its first write, then with one that ends after its second, and
+/// so on, if there are no more than `most` writes.
+pub fn run_crashing(bytes: &[u8], most: u32) -> Met {
+    let met = run_to_the_end(bytes, None);
+    let writes = met.writes;
+    if writes > most {
+        return Met::default();
+    }
+    for at in 0..writes {
+        let crashed = catch_unwind(AssertUnwindSafe(|| run_to_the_end(bytes, Some(at))));
+        if let Err(panic) = crashed {
+            eprintln!("the agent had ended after {at} of {writes} writes");
+            resume_unwind(panic);
+        }
+    }
+    met
+}
+
+/// Everything that the bytes stand for; an agent ends after so many writes.
+fn run_to_the_end(bytes: &[u8], crash_at: Option<u32>) -> Met {
     let (capacity, actions) = actions(bytes);
     let options =
         SourceOptions { node_name: Arc::from("n1"), external_ips: true, claims: svc_userspace::model::Claims::Nobody };
     let mut files = InMemory::new(options);
     let mut agent = Agent::new(capacity, node(3));
+    agent.engine.maps().crash_at = crash_at;
     let mut names = Vec::new();
     for action in actions {
         match action {
@@ -239,6 +287,7 @@ pub fn run(bytes: &[u8]) {
     agent.settle();
     let maps = agent.engine.maps();
     assert!(maps.is_empty(), "the objects are gone, and something is left: {maps:?}");
+    Met { writes: maps.written, served: maps.served }
 }
 
 fn assert_same(history: &View, afresh: &View) {

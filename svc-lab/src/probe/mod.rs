@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use batch::Outcomes;
 pub use batch::{BatchOptions, run_batch};
+pub(crate) use steady::ASK;
 pub use steady::Report;
 
 use crate::echo::Answer;
@@ -71,7 +72,8 @@ pub struct Options {
     /// TCP: upload so many bytes in place of requests
     #[arg(long, value_name = "BYTES")]
     pub upload: Option<u64>,
-    /// Keep one connection or socket open and send a request every so many milliseconds until standard input ends
+    /// Keep one connection or socket open and send a request every so many milliseconds until standard input ends; 0: only
+    /// when a line of it says `ask`
     #[arg(long, value_name = "MILLISECONDS")]
     pub steady: Option<u64>,
 }
@@ -183,7 +185,7 @@ pub enum Outcome {
 /// Runs the probe; prints an [`Outcome`] a line.
 pub fn run(options: &Options) -> io::Result<()> {
     if let Some(interval) = options.steady {
-        return steady::run(options, Duration::from_millis(interval));
+        return steady::run(options, Some(Duration::from_millis(interval)).filter(|interval| !interval.is_zero()));
     }
     each(options, |outcome| print(&outcome))
 }

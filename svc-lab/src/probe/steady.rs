@@ -31,14 +31,19 @@ pub struct Report {
     pub failure: Option<Failure>,
 }
 
-/// Runs until standard input ends; a line of standard input asks for a report in between.
-pub(super) fn run(options: &Options, interval: Duration) -> io::Result<()> {
+/// The line of standard input that asks for a request now; any other asks for a report.
+pub(crate) const ASK: &str = "ask";
+
+/// Runs until standard input ends; a line of standard input asks for a report, or for a request, in between. Without an
+/// interval only those requests are sent, after the first one.
+pub(super) fn run(options: &Options, interval: Option<Duration>) -> io::Result<()> {
     let (tell, told) = mpsc::channel();
     thread::spawn(move || {
         for line in io::stdin().lock().lines() {
-            if line.is_err() || tell.send(()).is_err() {
-                return;
+            if line.map(|line| tell.send(line == ASK)).is_ok_and(|sent| sent.is_ok()) {
+                continue;
             }
+            return;
         }
     });
     let mut report = Report::default();
@@ -47,7 +52,7 @@ pub(super) fn run(options: &Options, interval: Duration) -> io::Result<()> {
         Err(error) => return print(&Outcome::Failed(error.into())),
     };
     loop {
-        let next = Instant::now() + interval;
+        let next = interval.map(|interval| Instant::now() + interval);
         let body = request(options, report.sent);
         report.sent += 1;
         match channel.request(&body, Instant::now()) {
@@ -86,11 +91,15 @@ pub(super) fn run(options: &Options, interval: Duration) -> io::Result<()> {
 }
 
 /// Waits for the next turn and answers questions meanwhile; false when there shall be none.
-fn pause(told: &mpsc::Receiver<()>, next: Instant, report: &Report) -> io::Result<bool> {
+fn pause(told: &mpsc::Receiver<bool>, next: Option<Instant>, report: &Report) -> io::Result<bool> {
     loop {
-        match told.recv_timeout(next.saturating_duration_since(Instant::now())) {
-            Ok(()) => print(&Outcome::Report(report.clone()))?,
-            Err(RecvTimeoutError::Timeout) => return Ok(true),
+        let told = match next {
+            Some(next) => told.recv_timeout(next.saturating_duration_since(Instant::now())),
+            None => told.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        match told {
+            Ok(false) => print(&Outcome::Report(report.clone()))?,
+            Ok(true) | Err(RecvTimeoutError::Timeout) => return Ok(true),
             Err(RecvTimeoutError::Disconnected) => return Ok(false),
         }
     }

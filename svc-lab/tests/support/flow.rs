@@ -7,11 +7,11 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use svc_lab::{Endpoint, Place, Report, Request, Service, Steady, until};
+use svc_lab::{Endpoint, Place, Protocol, Report, Request, Service, Spec, Steady, until};
 
-use super::Cluster;
+use super::{Cluster, PORT, WEB, service, service_addresses};
 
 /// Longest wait for anything, a loaded machine included.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -29,6 +29,47 @@ impl Cluster {
         let steady = who.steady(&request.clone().timeout_ms(5000), 5, &log);
         steady.map_err(|failure| anyhow::anyhow!("{} {request:?}: {failure}", who.name()))
     }
+}
+
+/// Pods' sockets are not translated, so that their packets are.
+pub(crate) const PACKETS: [&str; 2] = ["--socket-lb", "off"];
+
+pub(crate) fn cluster(extra: &[&str]) -> Result<Cluster> {
+    let mut cluster = Cluster::build(Spec::default())?;
+    cluster.publish("web", &web(), &[&cluster.near])?;
+    cluster.start(extra)?;
+    Ok(cluster)
+}
+
+pub(crate) fn web() -> Service {
+    service("web", 10, WEB)
+}
+
+pub(crate) fn cluster_ips() -> Vec<IpAddr> {
+    service_addresses(10).0
+}
+
+/// Where a pod of node 1 and a client outside find `web`, in both families.
+pub(crate) fn ways(cluster: &Cluster) -> Vec<(&Place, SocketAddr)> {
+    let client: &Place = &cluster.client;
+    let inside = cluster_ips().into_iter().map(|address| (client, SocketAddr::new(address, PORT)));
+    let node = cluster.lab.node(1).addresses.both();
+    let outside = node.into_iter().map(|address| (cluster.lab.outside(), SocketAddr::new(address, WEB)));
+    inside.chain(outside).collect()
+}
+
+pub(crate) fn streams(cluster: &Cluster, protocol: Protocol, ways: &[(&Place, SocketAddr)]) -> Result<Vec<Steady>> {
+    ways.iter().map(|(who, asked)| cluster.stream(who, &Request::new(protocol, *asked))).collect()
+}
+
+/// Nothing was lost, and the socket's port is the first one.
+pub(crate) fn is_whole(steady: Steady) -> Result<()> {
+    let (port, peer) = (steady.first.source.port(), steady.first.peer);
+    let report = steady.stop()?;
+    ensure!(report.is_clean(), "{peer}: {report:?}");
+    let last = report.last.context("no answer")?;
+    ensure!(last.source.port() == port && last.peer == peer, "{last:?} is not from {port} and {peer}");
+    Ok(())
 }
 
 fn answers(report: &Report, server: &str) -> u64 {

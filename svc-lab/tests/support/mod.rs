@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "every test program uses a part of it")]
 
 pub(crate) mod flow;
+pub(crate) mod fragments;
 
 use std::net::IpAddr;
 

@@ -215,15 +215,19 @@ impl<M: Maps> Engine<M> {
         }
     }
 
-    /// Programs up to `most` Services. `now_ms` never goes back; `wall_ms` is milliseconds since 1970.
-    pub fn step(&mut self, most: usize, now_ms: u64, wall_ms: i64) {
+    /// Programs up to `most` Services and returns how many these were. `now_ms` never goes back; `wall_ms` is milliseconds
+    /// since 1970.
+    pub fn step(&mut self, most: usize, now_ms: u64, wall_ms: i64) -> usize {
         if !self.has_work() {
-            return;
+            return 0;
         }
-        for _ in 0..most {
-            let Some(name) = self.queue.pop_front() else { break };
+        let mut programmed = 0;
+        while programmed < most
+            && let Some(name) = self.queue.pop_front()
+        {
             self.queued.remove(&name);
             self.program(&name, now_ms, wall_ms);
+            programmed += 1;
         }
         if self.queue.is_empty() && !self.complete {
             let ops = self.tables.finish_adoption(now_ms);
@@ -241,6 +245,7 @@ impl<M: Maps> Engine<M> {
         if self.queue.is_empty() {
             self.metrics.set_pending_to_none();
         }
+        programmed
     }
 
     fn program(&mut self, name: &ObjectName, now_ms: u64, wall_ms: i64) {

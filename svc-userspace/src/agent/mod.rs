@@ -40,12 +40,15 @@ use crate::{
 };
 
 pub mod engine;
+pub mod heap;
 mod links;
 mod maps;
 pub mod node;
 
 /// Services programmed before interface events get their turn.
 const SERVICES_A_STEP: usize = 256;
+/// Services programmed after which the heap is looked through for memory to give back, once there is nothing to do.
+const SERVICES_A_TRIM: usize = 10_000;
 /// Changes taken from the source at once.
 const CHANGES_A_STEP: usize = 4096;
 
@@ -145,6 +148,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     };
     let (mut dataplane, observed) =
         Dataplane::start_with_object(&wanted, kernel::object::object()).context("cannot start the dataplane")?;
+    kernel::object::release();
     if let Some(log) = dataplane.take_log() {
         tokio::spawn(async move {
             if let Err(error) = log.pass_on().await {
@@ -192,7 +196,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         ),
         None => None,
     };
-    let engine = Engine::new(engine::adopt(options.capacity, &observed), dataplane, metrics.clone());
+    let capacity = dataplane.capacity().context("cannot read the sizes of the maps")?;
+    let engine = Engine::new(engine::adopt(capacity, &observed), dataplane, metrics.clone());
+    // As large as all that is programmed, and of no use any more.
+    drop(observed);
     let agent = Agent {
         options,
         engine,
@@ -207,6 +214,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         balancer,
         pools,
         started: Instant::now(),
+        untrimmed: SERVICES_A_TRIM,
         changes,
         events,
     };
@@ -262,6 +270,8 @@ struct Agent {
     balancer: Option<Local>,
     pools: Option<mpsc::Receiver<News>>,
     started: Instant,
+    /// Services programmed since memory was given back.
+    untrimmed: usize,
     changes: mpsc::Receiver<Change>,
     events: mpsc::Receiver<InterfaceEvent>,
 }
@@ -315,7 +325,8 @@ impl Agent {
         let start = Instant::now();
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now_ms = self.now_ms();
-        self.engine.step(SERVICES_A_STEP, now_ms, i64::try_from(wall.as_millis()).unwrap_or(i64::MAX));
+        let wall_ms = i64::try_from(wall.as_millis()).unwrap_or(i64::MAX);
+        self.untrimmed += self.engine.step(SERVICES_A_STEP, now_ms, wall_ms);
         self.metrics.synced_in(start.elapsed(), wall);
         self.report();
     }
@@ -325,6 +336,10 @@ impl Agent {
         self.engine.tick(now_ms);
         self.links.retry(self.engine.maps(), &self.metrics, now_ms);
         self.report();
+        if self.untrimmed >= SERVICES_A_TRIM && self.engine.is_synced() && !self.engine.has_work() {
+            self.untrimmed = 0;
+            heap::give_back();
+        }
     }
 
     /// Tells health and sockets what the engine has come to.
@@ -384,7 +399,7 @@ impl Agent {
                 }
                 self.health.set_leaving(leaving);
             }
-            Change::Synced => tracing::info!("Services and EndpointSlices have been listed"),
+            Change::Synced => {}
         }
         let node = matches!(change, Change::Node(_));
         self.engine.change(change);

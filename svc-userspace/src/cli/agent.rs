@@ -158,6 +158,7 @@ pub enum LogFormat {
 
 /// Checks this machine, then runs the agent until it is told to stop.
 pub fn run(bpffs: PathBuf, args: AgentArgs) -> anyhow::Result<()> {
+    agent::heap::prepare();
     start_log(args.log_format);
     let source = match (&args.manifests, &args.kubeconfig) {
         (Some(dir), _) => agent::Source::Manifests(dir.clone()),

@@ -3,7 +3,7 @@
 use proptest::{collection::vec, prelude::*, sample::Index};
 
 use super::*;
-use crate::model::{Endpoint, ServicePort, SlicePort};
+use crate::model::{Endpoint, NameList, ServicePort, SlicePort};
 
 fn endpoint(address: &str) -> Endpoint {
     Endpoint {
@@ -12,8 +12,8 @@ fn endpoint(address: &str) -> Endpoint {
         serving: true,
         terminating: false,
         node: Some("other".into()),
-        hint_nodes: vec![],
-        hint_zones: vec![],
+        hint_nodes: NameList::default(),
+        hint_zones: NameList::default(),
     }
 }
 
@@ -263,8 +263,8 @@ fn any_endpoint() -> impl Strategy<Value = Endpoint> {
             serving,
             terminating,
             node: node.map(Into::into),
-            hint_nodes,
-            hint_zones,
+            hint_nodes: hint_nodes.into_iter().collect(),
+            hint_zones: hint_zones.into_iter().collect(),
         })
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use svc_common::{
     Interface, Scope,
-    config::{INTERFACE_BRIDGE, INTERFACE_BRIDGE_PORT},
+    config::{INTERFACE_BRIDGE_PORT, INTERFACE_UPPER},
 };
 
 use super::{
@@ -27,6 +27,8 @@ pub struct Inventory {
 /// Kinds that carry packets of other nodes in packets of an uplink.
 const OVERLAYS: [&str; 12] =
     ["vxlan", "geneve", "gre", "gretap", "ip6gre", "ip6gretap", "ipip", "ip6tnl", "sit", "wireguard", "tun", "xfrm"];
+/// Kinds whose packets are those of the device below, which sees them first.
+const UPPERS: [&str; 5] = ["vlan", "macvlan", "ipvlan", "macvtap", "ipvtap"];
 /// Kinds whose other end is a pod.
 const POD_KINDS: [&str; 2] = ["veth", "netkit"];
 
@@ -44,9 +46,37 @@ pub fn classify(inventory: &Inventory, options: &InterfaceOptions) -> BTreeMap<u
     }
     let spec = |(index, scope): (&u32, &Scope)| {
         let link = inventory.links.get(index)?;
-        Some((*index, describe(link, *scope, inventory)))
+        let mut spec = describe(link, *scope, inventory);
+        if is_upper(link, &all, inventory) {
+            spec.entry.flags |= INTERFACE_UPPER;
+        }
+        Some((*index, spec))
     };
     all.iter().filter_map(spec).collect()
+}
+
+/// True if a link is on top of one that carries Service traffic, however far below: the kernel allows eight devices on top of
+/// each other (`MAX_NEST_DEV`, include/linux/netdevice.h).
+fn is_upper(link: &Link, carriers: &BTreeMap<u32, Scope>, inventory: &Inventory) -> bool {
+    let mut level = vec![link];
+    for _ in 0..8 {
+        level = level.into_iter().flat_map(|link| below(link, inventory)).collect();
+        if level.iter().any(|link| carriers.contains_key(&link.index)) {
+            return true;
+        }
+    }
+    false
+}
+
+/// The links whose packets a link gets.
+fn below<'a>(link: &Link, inventory: &'a Inventory) -> Vec<&'a Link> {
+    match link.kind.as_str() {
+        "bridge" => inventory.links.values().filter(|port| port.master == Some(link.index)).collect(),
+        kind if UPPERS.contains(&kind) && !link.peer_elsewhere => {
+            link.link.and_then(|index| inventory.links.get(&index)).into_iter().collect()
+        }
+        _ => Vec::new(),
+    }
 }
 
 /// The scope of a link by itself; `None` if it carries no Service traffic, or only its ports tell.
@@ -99,9 +129,6 @@ fn describe(link: &Link, scope: Scope, inventory: &Inventory) -> InterfaceSpec {
     if let Some(mac) = bridge.and_then(|bridge| bridge.mac) {
         entry.flags |= INTERFACE_BRIDGE_PORT;
         entry.bridge_mac = mac;
-    }
-    if link.kind == "bridge" {
-        entry.flags |= INTERFACE_BRIDGE;
     }
     let layer = if link.ethernet { LinkLayer::Ethernet } else { LinkLayer::None };
     InterfaceSpec { index: link.index, name: link.name.clone(), link: layer, entry }

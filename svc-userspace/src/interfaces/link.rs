@@ -41,6 +41,8 @@ pub struct Link {
     pub mac: Option<[u8; 6]>,
     /// Index of the bridge, bond or VRF it belongs to.
     pub master: Option<u32>,
+    /// Index of the link below it; of a veth, its peer. It may be in another network namespace.
+    pub link: Option<u32>,
     /// Its peer (of a veth) is in another network namespace.
     pub peer_elsewhere: bool,
 }
@@ -80,6 +82,7 @@ pub(super) fn parse_link(message: &Received<'_>) -> Option<(bool, Link)> {
         match kind {
             1 => link.mac = value.try_into().ok(),
             3 => link.name = text(value),
+            5 => link.link = u32_at(value, 0).filter(|index| *index != 0),
             10 => link.master = u32_at(value, 0).filter(|index| *index != 0),
             18 => {
                 link.kind =

@@ -62,7 +62,7 @@ fn one(maps: &mut Maps, operation: &Op) -> Result<(), Failure> {
             maps.services.insert(id, **name, 0).map_err(failure("SERVICES", &format_args!("service {id}")))
         }
         Op::RemoveService(id) => {
-            let object = format!("service {id}");
+            let object = format_args!("service {id}");
             absent_is_fine(maps.services.remove(id)).map_err(failure("SERVICES", &object))?;
             zero(&mut maps.stats_service, *id).map_err(failure("STATS_SERVICE", &object))
         }
@@ -133,34 +133,34 @@ fn one(maps: &mut Maps, operation: &Op) -> Result<(), Failure> {
     }
 }
 
-fn named_source(service: u32, range: &IpNet) -> String {
-    format!("source range {range} of service {service}")
+fn named_source(service: u32, range: &IpNet) -> impl Display {
+    std::fmt::from_fn(move |f| write!(f, "source range {range} of service {service}"))
 }
 
-fn named(frontend: &FrontendAddress) -> String {
-    format!("frontend {}/{}", frontend.address, frontend.protocol)
+fn named(frontend: &FrontendAddress) -> impl Display {
+    std::fmt::from_fn(move |f| write!(f, "frontend {}/{}", frontend.address, frontend.protocol))
 }
 
 fn set_backend(maps: &mut Maps, id: u32, backend: &BackendValue) -> Result<(), Failure> {
-    let object = format!("backend {id} ({})", backend.address);
-    // An id that is given to another endpoint starts to count from zero.
-    let previous = match backend.address.ip() {
+    let object = std::fmt::from_fn(|f| write!(f, "backend {id} ({})", backend.address));
+    // An id that is given to another endpoint starts to count from zero. It may have been in the other family's array.
+    let (v4, v6) = (failure("BACKENDS_V4", &object), failure("BACKENDS_V6", &object));
+    let previous = [
+        if id < maps.backends_v4.len() { maps.backends_v4.get(id).map_err(&v4)?.generation } else { 0 },
+        if id < maps.backends_v6.len() { maps.backends_v6.get(id).map_err(&v6)?.generation } else { 0 },
+    ];
+    let own = match backend.address.ip() {
         IpAddr::V4(ip) => {
-            let failed = failure("BACKENDS_V4", &object);
-            let previous =
-                if id < maps.backends_v4.len() { maps.backends_v4.get(id).map_err(&failed)?.generation } else { 0 };
-            maps.backends_v4.write(id, decode::backend_value(ip.octets(), backend)).map_err(failed)?;
-            previous
+            maps.backends_v4.write(id, decode::backend_value(ip.octets(), backend)).map_err(v4)?;
+            previous[0]
         }
         IpAddr::V6(ip) => {
-            let failed = failure("BACKENDS_V6", &object);
-            let previous =
-                if id < maps.backends_v6.len() { maps.backends_v6.get(id).map_err(&failed)?.generation } else { 0 };
-            maps.backends_v6.write(id, decode::backend_value(ip.octets(), backend)).map_err(failed)?;
-            previous
+            maps.backends_v6.write(id, decode::backend_value(ip.octets(), backend)).map_err(v6)?;
+            previous[1]
         }
     };
-    if previous == backend.generation {
+    let never_given = previous == [0, 0] && maps.counters_are_new;
+    if own == backend.generation || never_given {
         return Ok(());
     }
     zero(&mut maps.stats_backend, id).map_err(failure("STATS_BACKEND", &object))

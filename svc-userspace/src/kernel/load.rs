@@ -23,7 +23,7 @@ use super::{
 pub(super) const CLASSIFIERS: [&str; 4] = ["svc_ingress", "svc_egress", "svc_ingress_l3", "svc_egress_l3"];
 
 /// Every map of the object, in the order in which it is reported.
-pub(super) const MAPS: [&str; 32] = [
+pub(super) const MAPS: [&str; 34] = [
     "SERVICES",
     "FRONTENDS_V4",
     "FRONTENDS_V6",
@@ -47,6 +47,8 @@ pub(super) const MAPS: [&str; 32] = [
     "UNUSUAL",
     "FRAGMENTS_V4",
     "FRAGMENTS_V6",
+    "HELD_V4",
+    "HELD_V6",
     "SOCKETS_V4",
     "SOCKETS_V6",
     "PEERS_V4",

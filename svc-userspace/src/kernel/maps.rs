@@ -8,12 +8,13 @@ use std::{
     sync::atomic::{AtomicU32, Ordering, fence},
 };
 
-use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, MapInfo, PerCpuArray};
 use svc_common::{
     Address, Backend, Cidr, Config, Counters, Frontend, FrontendKey, Interface, ServiceName, SlotLine, SourcePrefix,
 };
 
 use super::{error::KernelError, memory::Memory, pins::Layout, sys};
+use crate::tables::Capacity;
 
 /// The maps that the agent writes.
 pub(super) struct Maps {
@@ -37,12 +38,15 @@ pub(super) struct Maps {
     pub(super) masquerade_v6: HashMap<MapData, u32, [u8; 16]>,
     pub(super) filter: Table<u64>,
     pub(super) unusual: Array<MapData, u64>,
+    /// No earlier agent has had these maps: ids that were never given have never counted anything.
+    pub(super) counters_are_new: bool,
 }
 
 impl Maps {
-    /// Opens all of them.
-    pub(super) fn open(layout: &Layout) -> Result<Self, KernelError> {
+    /// Opens all of them; `adopted`: an earlier agent has had some of them.
+    pub(super) fn open(layout: &Layout, adopted: bool) -> Result<Self, KernelError> {
         Ok(Self {
+            counters_are_new: !adopted,
             services: open(layout, "SERVICES")?,
             frontends_v4: open(layout, "FRONTENDS_V4")?,
             frontends_v6: open(layout, "FRONTENDS_V6")?,
@@ -65,6 +69,26 @@ impl Maps {
             unusual: open(layout, "UNUSUAL")?,
         })
     }
+}
+
+/// What the pinned maps hold, whatever was configured: an adopted map keeps its size.
+pub(super) fn capacity(layout: &Layout) -> Result<Capacity, KernelError> {
+    let least = |names: &[&str]| -> Result<u32, KernelError> {
+        let mut least = u32::MAX;
+        for name in names {
+            let info = MapInfo::from_pin(layout.map(name)).map_err(|error| KernelError::map(name, error))?;
+            least = least.min(info.max_entries());
+        }
+        Ok(least)
+    };
+    Ok(Capacity {
+        services: least(&["SERVICES", "STATS_SERVICE"])?,
+        backends: least(&["BACKENDS_V4", "BACKENDS_V6", "STATS_BACKEND"])?,
+        frontends_v4: least(&["FRONTENDS_V4", "VIPS_V4"])?,
+        frontends_v6: least(&["FRONTENDS_V6", "VIPS_V6"])?,
+        slots: least(&["SLOTS"])?.saturating_mul(svc_common::hash::SLOTS_PER_LINE),
+        source_ranges: least(&["SOURCE_RANGES_V4", "SOURCE_RANGES_V6"])?,
+    })
 }
 
 /// Opens a pinned map and checks its type and sizes.
@@ -120,20 +144,26 @@ impl<T: aya::Pod + bytemuck::Pod> Table<T> {
         self.array.len()
     }
 
-    fn words(&self, index: u32) -> Option<&[AtomicU32]> {
-        let start = index as usize * Self::STRIDE;
-        self.memory.as_ref()?.words().get(start..start + size_of::<T>() / 4)
+    /// Does something with the words of an element, if the map is shared.
+    fn with<R>(&self, index: u32, work: impl FnOnce(&[AtomicU32]) -> R) -> Option<Result<R, MapError>> {
+        let memory = self.memory.as_ref()?;
+        if index >= self.len() {
+            return Some(Err(MapError::OutOfBounds { index, max_entries: self.len() }));
+        }
+        Some(memory.with(index as usize * Self::STRIDE, size_of::<T>() / 4, work).map_err(MapError::IoError))
     }
 
     /// An element. Another process that writes it meanwhile may be seen half-way.
     pub(super) fn get(&self, index: u32) -> Result<T, MapError> {
-        let Some(words) = self.words(index) else { return self.array.get(&index, 0) };
-        let mut value = T::zeroed();
-        let bytes = bytemuck::bytes_of_mut(&mut value);
-        for (target, word) in bytes.chunks_exact_mut(4).zip(words) {
-            target.copy_from_slice(&word.load(Ordering::Acquire).to_ne_bytes());
-        }
-        Ok(value)
+        let read = |words: &[AtomicU32]| {
+            let mut value = T::zeroed();
+            let bytes = bytemuck::bytes_of_mut(&mut value);
+            for (target, word) in bytes.chunks_exact_mut(4).zip(words) {
+                target.copy_from_slice(&word.load(Ordering::Acquire).to_ne_bytes());
+            }
+            value
+        };
+        self.with(index, read).unwrap_or_else(|| self.array.get(&index, 0))
     }
 }
 
@@ -150,21 +180,25 @@ where
         if id >= self.len() {
             return Err(MapError::OutOfBounds { index: id, max_entries: self.len() });
         }
-        let Some(words) = self.words(id) else { return self.array.set(id, backend, 0) };
-        let new = as_words(&backend);
-        let changed =
-            |(at, word): (usize, &AtomicU32)| at != Self::STATE_WORD && word.load(Ordering::Relaxed) != new[at];
-        if words.iter().enumerate().any(changed) {
-            let gone = as_words(&Backend { state: svc_common::BackendState::Gone as u8, ..backend });
-            words[Self::STATE_WORD].store(gone[Self::STATE_WORD], Ordering::Relaxed);
-            fence(Ordering::SeqCst);
-            for (at, word) in words.iter().enumerate().filter(|(at, _)| *at != Self::STATE_WORD) {
-                word.store(new[at], Ordering::Relaxed);
+        let write = |words: &[AtomicU32]| {
+            let new = as_words(&backend);
+            let changed =
+                |(at, word): (usize, &AtomicU32)| at != Self::STATE_WORD && word.load(Ordering::Relaxed) != new[at];
+            if words.iter().enumerate().any(changed) {
+                let gone = as_words(&Backend { state: svc_common::BackendState::Gone as u8, ..backend });
+                words[Self::STATE_WORD].store(gone[Self::STATE_WORD], Ordering::Relaxed);
+                fence(Ordering::SeqCst);
+                for (at, word) in words.iter().enumerate().filter(|(at, _)| *at != Self::STATE_WORD) {
+                    word.store(new[at], Ordering::Relaxed);
+                }
             }
+            words[Self::STATE_WORD].store(new[Self::STATE_WORD], Ordering::Release);
+            fence(Ordering::SeqCst);
+        };
+        match self.with(id, write) {
+            Some(result) => result,
+            None => self.array.set(id, backend, 0),
         }
-        words[Self::STATE_WORD].store(new[Self::STATE_WORD], Ordering::Release);
-        fence(Ordering::SeqCst);
-        Ok(())
     }
 }
 
@@ -176,22 +210,30 @@ fn as_words<T: bytemuck::Pod>(value: &T) -> Vec<u32> {
 impl Table<u64> {
     /// Sets bits of a word of a filter, besides those that are set.
     pub(super) fn set_bits(&mut self, word: u32, bits: u64) -> Result<(), MapError> {
-        let Some(words) = self.words(word) else { return self.array.set(word, self.array.get(&word, 0)? | bits, 0) };
-        for (word, half) in words.iter().zip(as_words(&bits)) {
-            word.fetch_or(half, Ordering::Relaxed);
+        let set = |words: &[AtomicU32]| {
+            for (word, half) in words.iter().zip(as_words(&bits)) {
+                word.fetch_or(half, Ordering::Relaxed);
+            }
+            fence(Ordering::SeqCst);
+        };
+        match self.with(word, set) {
+            Some(result) => result,
+            None => self.array.set(word, self.array.get(&word, 0)? | bits, 0),
         }
-        fence(Ordering::SeqCst);
-        Ok(())
     }
 
     /// Writes a word of a filter of bits.
     pub(super) fn write_bits(&mut self, word: u32, bits: u64) -> Result<(), MapError> {
-        let Some(words) = self.words(word) else { return self.array.set(word, bits, 0) };
-        for (word, half) in words.iter().zip(as_words(&bits)) {
-            word.store(half, Ordering::Relaxed);
+        let write = |words: &[AtomicU32]| {
+            for (word, half) in words.iter().zip(as_words(&bits)) {
+                word.store(half, Ordering::Relaxed);
+            }
+            fence(Ordering::SeqCst);
+        };
+        match self.with(word, write) {
+            Some(result) => result,
+            None => self.array.set(word, bits, 0),
         }
-        fence(Ordering::SeqCst);
-        Ok(())
     }
 }
 
@@ -213,11 +255,13 @@ impl Table<SlotLine> {
         }
         if let Some(memory) = &self.memory {
             // A line is 16 slots without a gap, so a slot's number is its word's.
-            for (word, backend) in memory.words().iter().skip(offset as usize).zip(backends) {
-                word.store(*backend, Ordering::Relaxed);
-            }
-            fence(Ordering::SeqCst);
-            return Ok(());
+            let write = |words: &[AtomicU32]| {
+                for (word, backend) in words.iter().zip(backends) {
+                    word.store(*backend, Ordering::Relaxed);
+                }
+                fence(Ordering::SeqCst);
+            };
+            return memory.with(offset as usize, backends.len(), write).map_err(MapError::IoError);
         }
         let mut slot = offset as usize;
         let mut rest = backends;
@@ -234,6 +278,12 @@ impl Table<SlotLine> {
 
     /// Reads backend ids from a slot on.
     pub(super) fn read_slots(&self, offset: u32, len: u32) -> Result<Vec<u32>, MapError> {
+        if let Some(memory) = &self.memory
+            && self.contains(offset, len as usize)
+        {
+            let read = |words: &[AtomicU32]| words.iter().map(|word| word.load(Ordering::Acquire)).collect();
+            return memory.with(offset as usize, len as usize, read).map_err(MapError::IoError);
+        }
         let mut backends = Vec::with_capacity(len as usize);
         let mut line = None;
         for slot in offset as usize..offset as usize + len as usize {

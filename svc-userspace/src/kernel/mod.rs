@@ -145,7 +145,7 @@ impl Dataplane {
         layout.create()?;
 
         let load::Loaded { programs, adopted, log } = load::load(object, &layout, options)?;
-        let mut maps = maps::Maps::open(&layout)?;
+        let mut maps = maps::Maps::open(&layout, adopted)?;
         let cookie = sys::netns_cookie().map_err(|error| KernelError::Missing {
             what: "SO_NETNS_COOKIE".to_owned(),
             consequence: format!("the host's sockets cannot be told from those of pods ({error})"),
@@ -178,6 +178,11 @@ impl Dataplane {
         let tcx = options.attach == AttachMode::Auto
             && programs.get("svc_ingress").is_some_and(|program| attach::has_tcx(std::os::fd::AsFd::as_fd(program)));
         Ok((Self { layout, programs, maps, tcx, xdp: options.xdp, log, _lock: lock }, observed))
+    }
+
+    /// What the maps hold: those of an earlier agent keep their sizes, whatever the options say.
+    pub fn capacity(&self) -> Result<Capacity, KernelError> {
+        maps::capacity(&self.layout)
     }
 
     /// Applies operations in their order until one fails.

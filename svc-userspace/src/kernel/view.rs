@@ -1,7 +1,7 @@
 //! The pinned maps as plain values, for the command line, metrics and tests: reads only, never writes.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     net::{IpAddr, SocketAddr},
     os::fd::AsFd,
@@ -13,6 +13,7 @@ use svc_common::{
     Address, Backend, BackendState, Config, Counters, Flow, FlowKey, FlowState, Frontend, Hook, Interface, Reason,
     ServiceName, SlotLine, SlotRange,
     flow::{FLOW_DIRECT, FLOW_MASQUERADE, FLOW_MASQUERADED, FLOW_OWN_PORT},
+    hash::SLOTS_PER_LINE,
 };
 
 use super::{
@@ -172,7 +173,17 @@ impl Pins {
             snapshot.maps.insert(name.to_owned(), fill(layout, name)?);
         }
         // What has been read need not be counted again.
+        let ranges: BTreeSet<(u32, u32)> = snapshot
+            .frontends
+            .values()
+            .flat_map(|frontend| [frontend.inside, frontend.outside])
+            .map(|range| (range.offset, range.len))
+            .collect();
+        let lines = ranges.iter().map(|(_, len)| len.div_ceil(SLOTS_PER_LINE) as usize).sum();
         let counted = [
+            ("SLOTS", lines),
+            ("STATS_SERVICE", snapshot.services.len()),
+            ("STATS_BACKEND", snapshot.backends.len()),
             ("SERVICES", snapshot.services.len()),
             ("INTERFACES", snapshot.interfaces.len()),
             ("FRONTENDS_V4", snapshot.frontends.keys().filter(|key| key.address.is_ipv4()).count()),
@@ -267,20 +278,21 @@ fn counters<'a>(
     Ok(sums)
 }
 
-/// How full a map is. Hash maps that nothing else reads are counted entry by entry: the kernel keeps no number.
+/// How full a map is. The kernel keeps no number: maps that nothing else reads are counted here, large ones by a sample.
 fn fill(layout: &Layout, name: &str) -> Result<MapFill, KernelError> {
     let data = MapData::from_pin(layout.map(name)).map_err(|error| KernelError::map(name, error))?;
     let info = data.info().map_err(|error| KernelError::map(name, error))?;
     let failed = |error: io::Error| KernelError::map(name, error);
-    let mut entries = None;
-    if matches!(info.map_type(), Ok(MapType::LruHash | MapType::LpmTrie)) || name.starts_with("VIPS") {
-        let mut count = 0;
-        sys::each_entry(data.fd().as_fd(), info.key_size() as usize, info.value_size() as usize, &mut |_, _| {
-            count += 1;
-        })
-        .map_err(failed)?;
-        entries = Some(count);
-    }
+    let (map, key, value) = (data.fd().as_fd(), info.key_size() as usize, info.value_size() as usize);
+    let entries = match info.map_type() {
+        Ok(MapType::LruHash) => Some(sys::count_entries(map, key, value, info.max_entries()).map_err(failed)?),
+        Ok(kind) if kind == MapType::LpmTrie || name.starts_with("VIPS") => {
+            let mut count = 0;
+            sys::each_entry(map, key, value, &mut |_, _| count += 1).map_err(failed)?;
+            Some(count)
+        }
+        _ => None,
+    };
     let bytes = sys::memlock(data.fd()).map_err(failed)?;
     Ok(MapFill { entries, capacity: u64::from(info.max_entries()), bytes })
 }

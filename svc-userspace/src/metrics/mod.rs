@@ -24,6 +24,7 @@ use prometheus_client::{
 };
 
 use crate::{
+    agent::heap,
     health::server,
     kernel::view::{Snapshot, ViewError},
     model::{ObjectName, Problem},
@@ -318,10 +319,16 @@ pub async fn serve(address: SocketAddr, metrics: Arc<Metrics>) {
     match server::keep(address, "/metrics", router).await {}
 }
 
+/// Texts beyond this leave much behind in the heap.
+const LARGE: usize = 1 << 20;
+
 async fn answer(metrics: Arc<Metrics>) -> Response {
     // Reading the maps is many short system calls: not on a thread that serves others.
     match tokio::task::spawn_blocking(move || metrics.encode()).await {
         Ok(Ok(text)) => {
+            if text.len() > LARGE {
+                heap::give_back();
+            }
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             ([(header::CONTENT_TYPE, kind)], text).into_response()
         }

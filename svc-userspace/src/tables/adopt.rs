@@ -4,16 +4,19 @@
 //! table it should, a name that is there twice: each is set aside. What a Service then claims is written anew by `update`;
 //! what nobody claims is removed by `finish_adoption`. No operation comes of adopting itself.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::SocketAddr,
+};
 
 use ipnet::IpNet;
 use svc_common::{BackendState, SlotRange};
 
 use super::{
-    BackendValue, Capacity, FrontendAddress, Observed, Op, Port, Range, Tables,
+    BackendValue, Capacity, Flat, FrontendAddress, Observed, Op, Place, Placed, Port, Range, Tables,
     ids::Ids,
     maglev,
-    program::{Phases, family_index},
+    program::{Phase, Phases, family_index},
     shared::{Shared, Touched},
     to_port_key,
 };
@@ -116,9 +119,9 @@ impl Tables {
             let content = contents.get(&(range.offset, range.len as usize));
             let set = found.get(&service).zip(content).and_then(|(found, ids)| self.verified(&found.port, ids));
             match (set, found.get_mut(&service)) {
-                (Some(set), Some(found)) if found.port.ranges.iter().all(|range| range.set != set) => {
+                (Some(set), Some(found)) if found.port.ranges.iter().all(|range| *range.set != *set) => {
                     if self.slots.reserve(range) {
-                        found.port.ranges.push(Range { set, slots: range });
+                        found.port.ranges.push(Range { set: set.into(), slots: range });
                     } else {
                         wrong.push(range);
                     }
@@ -148,7 +151,8 @@ impl Tables {
 
     /// The set of backends of which `ids` is the table; `None` if it is the table of no set of the port's backends.
     fn verified(&mut self, port: &Port, ids: &[u32]) -> Option<Vec<u32>> {
-        let addresses: HashMap<u32, _> = port.backends.iter().map(|(address, (id, _))| (*id, *address)).collect();
+        let addresses: HashMap<u32, _> =
+            port.backends.iter().map(|(place, placed)| (placed.id, SocketAddr::new(place.0, place.1))).collect();
         let set: BTreeSet<u32> = ids.iter().copied().collect();
         let members: Vec<_> =
             set.iter().map(|id| addresses.get(id).map(|address| (*address, *id))).collect::<Option<_>>()?;
@@ -166,24 +170,26 @@ impl Tables {
         let mut phases = Phases::default();
         for address in frontends.into_iter().chain(self.take_broken()) {
             *self.frontend_count(&address) -= 1;
-            phases.remove_frontends.push(Op::RemoveFrontend(address));
+            phases.push(Phase::RemoveFrontends, Op::RemoveFrontend(address));
         }
         for (id, value, rests) in backends {
             if rests {
                 self.backend_ids.release(id, now_ms);
             }
-            phases.lower_backends.push(Op::SetBackend(id, BackendValue { state: BackendState::Gone, ..value }));
+            phases.push(Phase::LowerBackends, Op::SetBackend(id, BackendValue { state: BackendState::Gone, ..value }));
         }
         for id in services {
             if (1..self.capacity.services).contains(&id) {
                 self.service_ids.release(id, now_ms);
             }
-            phases.remove_names.push(Op::RemoveService(id));
+            phases.push(Phase::RemoveNames, Op::RemoveService(id));
         }
         for range in slots {
             self.slots.release(range, now_ms);
         }
-        phases.remove_sources.extend(sources.into_iter().map(|(id, range)| Op::RemoveSource(id, range)));
+        for (id, range) in sources {
+            phases.push(Phase::RemoveSources, Op::RemoveSource(id, range));
+        }
         let everything = self.shared.everything();
         phases.share(self.shared.settle(everything));
         ops.extend(phases.into_ops());
@@ -194,10 +200,10 @@ impl Tables {
     /// refused ports, which keep what they had, and what these had is of no use.
     fn take_broken(&mut self) -> Vec<FrontendAddress> {
         let mut broken = Vec::new();
-        for port in self.services.values_mut().flat_map(BTreeMap::values_mut) {
+        for port in self.services.values_mut().flat_map(Flat::values_mut) {
             let Port { ranges, frontends, .. } = port;
             let right = |range: SlotRange| range.len == 0 || ranges.iter().any(|other| other.slots == range);
-            broken.extend(frontends.extract_if(.., |_, entry| !right(entry.inside) || !right(entry.outside)));
+            broken.extend(frontends.extract(|_, entry| !right(entry.inside) || !right(entry.outside)));
         }
         let mut touched = Touched::default();
         for (address, frontend) in &broken {
@@ -249,10 +255,11 @@ fn place_backends(
         let place = found.get_mut(&value.service).filter(|found| {
             first
                 && found.key.family == Family::of(value.address.ip())
-                && !found.port.backends.contains_key(&value.address)
+                && !found.port.backends.contains_key(&Place::of(value.address))
         });
         if let Some(found) = place {
-            found.port.backends.insert(value.address, (*id, value.clone()));
+            let BackendValue { address, state, local, generation, service: _ } = *value;
+            found.port.backends.insert(Place::of(address), Placed { id: *id, generation, state, local });
         } else {
             adopted.services.insert(value.service);
             adopted.backends.push((*id, value.clone(), first));

@@ -17,6 +17,7 @@ use crate::{
 };
 
 mod adopt;
+mod flat;
 mod ids;
 pub mod maglev;
 mod names;
@@ -28,9 +29,10 @@ mod slots;
 #[cfg(test)]
 mod tests;
 
+use flat::Flat;
 pub use ids::REST_MS;
 pub use names::{to_port_key, to_service_name};
-pub use refused::{Reason, Refused};
+pub use refused::{Reason, Refused, Resource};
 pub use slots::SLOT_REST_MS;
 
 /// A backend's entry in BACKENDS_V4/V6, the family being that of the address.
@@ -161,7 +163,7 @@ pub struct Tables {
     service_ids: ids::Ids,
     backend_ids: ids::Ids,
     slots: slots::Slots,
-    services: HashMap<ObjectName, BTreeMap<PortKey, Port>>,
+    services: HashMap<ObjectName, Flat<PortKey, Port>>,
     keys: HashMap<u32, PortKey>,
     owners: HashMap<FrontendAddress, u32>,
     frontends_v4: u32,
@@ -180,17 +182,43 @@ pub struct Tables {
 #[derive(Debug, Default)]
 struct Port {
     id: u32,
-    backends: BTreeMap<SocketAddr, (u32, BackendValue)>,
+    backends: Flat<Place, Placed>,
     ranges: Vec<Range>,
     sources: BTreeSet<IpNet>,
-    frontends: BTreeMap<FrontendAddress, Frontend>,
+    frontends: Flat<FrontendAddress, Frontend>,
+}
+
+/// Address and port of a backend, *host order*: half as large as a `SocketAddr`, and in the same order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Place(IpAddr, u16);
+
+impl Place {
+    fn of(address: SocketAddr) -> Self {
+        Self(address.ip(), address.port())
+    }
+}
+
+/// A backend of a port as it is programmed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Placed {
+    id: u32,
+    generation: u32,
+    state: svc_common::BackendState,
+    local: bool,
+}
+
+impl Placed {
+    fn value(self, Place(address, port): Place, service: u32) -> BackendValue {
+        let Self { id: _, generation, state, local } = self;
+        BackendValue { address: SocketAddr::new(address, port), state, local, generation, service }
+    }
 }
 
 /// A consistent-hash table in SLOTS, shared by all frontends of the port that use the same set.
 #[derive(Debug, Clone, PartialEq)]
 struct Range {
     /// Ids of the backends, ascending.
-    set: Vec<u32>,
+    set: Box<[u32]>,
     slots: SlotRange,
 }
 
@@ -273,7 +301,7 @@ impl Tables {
 
     /// Ids of the UDP ports of a Service as they are programmed.
     pub fn udp_ports(&self, service: &ObjectName) -> Vec<u32> {
-        let ports = self.services.get(service).into_iter().flatten();
+        let ports = self.services.get(service).into_iter().flat_map(Flat::iter);
         ports.filter(|(key, _)| key.protocol == Protocol::Udp).map(|(_, port)| port.id).collect()
     }
 

@@ -4,9 +4,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use ipnet::IpNet;
 use svc_common::SlotRange;
 
-use super::{Fill, FrontendAddress, Port, Reason, Tables, Usage, maglev, program::family_index, to_service_name};
+use super::{
+    Fill, Flat, FrontendAddress, Place, Port, Reason, Resource, Tables, Usage, maglev, program::family_index,
+    to_service_name,
+};
 use crate::{
     compile::{PortKey, PortTable, Set},
     model::{Family, ObjectName},
@@ -29,7 +33,7 @@ pub(super) struct PlannedRange {
 }
 
 /// Ports of the Service as they shall be.
-pub(super) type Desired = BTreeMap<PortKey, PortTable>;
+pub(super) type Desired = Flat<PortKey, PortTable>;
 /// Ports of them that cannot be.
 pub(super) type Refusals = BTreeMap<PortKey, Reason>;
 
@@ -44,6 +48,30 @@ fn per_family(family: Family, count: usize) -> [u64; 2] {
     }
 }
 
+/// Whether what the ports need is there, one after another; `used`: by others.
+fn entries_fit(
+    mut used: [u64; 2],
+    order: &[PortKey],
+    needed: impl Fn(&PortKey) -> [u64; 2],
+    resource: fn(Family) -> Resource,
+    capacity: [u32; 2],
+) -> Result<(), (PortKey, Reason)> {
+    for key in order {
+        let needed = needed(key);
+        for (index, family) in [Family::V4, Family::V6].into_iter().enumerate() {
+            let capacity = u64::from(capacity[index]);
+            if needed[index] > 0 && used[index] + needed[index] > capacity {
+                let available = capacity.saturating_sub(used[index]);
+                let what = resource(family);
+                let reason = Reason::Full { what, needed: needed[index], available, resting: 0, capacity };
+                return Err((key.clone(), reason));
+            }
+            used[index] += needed[index];
+        }
+    }
+    Ok(())
+}
+
 impl Tables {
     /// Sorts out the ports that can be programmed. One refusal can cause another (the refused port keeps an address that
     /// was to move), so everything is judged again after each, which ends because refusals only grow.
@@ -53,7 +81,7 @@ impl Tables {
             let old = self.services.get(service);
             let is_old = |key: &PortKey| old.is_some_and(|ports| ports.contains_key(key));
             // What is already there comes first: a newcomer never takes its room.
-            let mut order: Vec<PortKey> = desired.keys().filter(|key| !refusals.contains_key(key)).cloned().collect();
+            let mut order: Vec<PortKey> = desired.keys().filter(|key| !refusals.contains_key(*key)).cloned().collect();
             order.sort_by_key(|key| !is_old(key));
             let verdict = self
                 .conflicts(service, &desired, &order, &refusals)
@@ -64,7 +92,11 @@ impl Tables {
             match verdict {
                 Ok(mut ranges) => {
                     let plans = order.iter().filter_map(|key| {
-                        Some(Plan { table: desired.remove(key)?, ranges: ranges.remove(key).unwrap_or_default() })
+                        let (_, table) = desired.remove_entry(key)?;
+                        Some(Plan {
+                            table,
+                            ranges: ranges.remove_entry(key).map_or_else(Vec::new, |(_, ranges)| ranges),
+                        })
                     });
                     return (plans.collect(), refusals);
                 }
@@ -112,31 +144,15 @@ impl Tables {
         order: &[PortKey],
         refusals: &Refusals,
     ) -> Result<(), (PortKey, Reason)> {
-        let mut count = [u64::from(self.frontends_v4), u64::from(self.frontends_v6)];
-        for (key, port) in self.services.get(service).into_iter().flatten() {
-            if !refusals.contains_key(key) {
-                let own = per_family(key.family, port.frontends.len());
-                count = [count[0] - own[0], count[1] - own[1]];
-            }
-        }
-        for key in order {
-            let added = addresses(&desired[key]).filter(|address| !self.adopted.frontends.contains(address)).count();
-            let added = per_family(key.family, added);
-            let limits = [
-                ("entries of FRONTENDS_V4", self.capacity.frontends_v4),
-                ("entries of FRONTENDS_V6", self.capacity.frontends_v6),
-            ];
-            for (index, (what, capacity)) in limits.into_iter().enumerate() {
-                let capacity = u64::from(capacity);
-                if added[index] > 0 && count[index] + added[index] > capacity {
-                    let available = capacity.saturating_sub(count[index]);
-                    let reason = Reason::Full { what, needed: added[index], available, resting: 0, capacity };
-                    return Err((key.clone(), reason));
-                }
-                count[index] += added[index];
-            }
-        }
-        Ok(())
+        let used = [u64::from(self.frontends_v4), u64::from(self.frontends_v6)];
+        let own = |key: &PortKey, port: &Port| per_family(key.family, port.frontends.len());
+        let needed = |key: &PortKey| {
+            let is_new = |address: &FrontendAddress| !self.adopted.frontends.contains(address);
+            per_family(key.family, addresses(&desired[key]).filter(is_new).count())
+        };
+        let capacity = [self.capacity.frontends_v4, self.capacity.frontends_v6];
+        let left = self.without(used, service, refusals, own);
+        entries_fit(left, order, needed, Resource::Frontends, capacity)
     }
 
     fn sources_fit(
@@ -146,26 +162,31 @@ impl Tables {
         order: &[PortKey],
         refusals: &Refusals,
     ) -> Result<(), (PortKey, Reason)> {
-        let capacity = u64::from(self.capacity.source_ranges);
-        let mut count = self.sources;
-        let kept = |key: &PortKey| !refusals.contains_key(key);
-        for (_, port) in self.services.get(service).into_iter().flatten().filter(|(key, _)| kept(key)) {
-            port.sources.iter().for_each(|range| count[family_index(range)] -= 1);
+        let count = |ranges: &mut dyn Iterator<Item = &IpNet>| {
+            let mut count = [0; 2];
+            ranges.for_each(|range| count[family_index(range)] += 1);
+            count
+        };
+        let own = |_: &PortKey, port: &Port| count(&mut port.sources.iter());
+        let needed = |key: &PortKey| count(&mut desired[key].source_ranges.iter().flatten());
+        let left = self.without(self.sources, service, refusals, own);
+        entries_fit(left, order, needed, Resource::SourceRanges, [self.capacity.source_ranges; 2])
+    }
+
+    /// What is used by others than the ports of a Service that give up what they have.
+    fn without(
+        &self,
+        mut used: [u64; 2],
+        service: &ObjectName,
+        refusals: &Refusals,
+        own: impl Fn(&PortKey, &Port) -> [u64; 2],
+    ) -> [u64; 2] {
+        let ports = self.services.get(service).into_iter().flat_map(Flat::iter);
+        for (key, port) in ports.filter(|(key, _)| !refusals.contains_key(*key)) {
+            let own = own(key, port);
+            used = [used[0] - own[0], used[1] - own[1]];
         }
-        for key in order {
-            let mut needed = [0; 2];
-            desired[key].source_ranges.iter().flatten().for_each(|range| needed[family_index(range)] += 1);
-            for (index, what) in ["entries of SOURCE_RANGES_V4", "entries of SOURCE_RANGES_V6"].into_iter().enumerate()
-            {
-                if needed[index] > 0 && count[index] + needed[index] > capacity {
-                    let available = capacity.saturating_sub(count[index]);
-                    let reason = Reason::Full { what, needed: needed[index], available, resting: 0, capacity };
-                    return Err((key.clone(), reason));
-                }
-                count[index] += needed[index];
-            }
-        }
-        Ok(())
+        used
     }
 
     fn ids_fit(&self, service: &ObjectName, desired: &Desired, order: &[PortKey]) -> Result<(), (PortKey, Reason)> {
@@ -178,9 +199,9 @@ impl Tables {
             if port.is_none() && to_service_name(key).is_none() {
                 return Err((key.clone(), Reason::Name));
             }
-            let is_new = |address| port.is_none_or(|port| !port.backends.contains_key(address));
-            let new = desired[key].backends.iter().filter(|backend| is_new(&backend.address)).count();
-            let full = |what, needed, available, usage: Usage| Reason::Full {
+            let is_new = |address| port.is_none_or(|port| !port.backends.contains_key(&Place::of(address)));
+            let new = desired[key].backends.iter().filter(|backend| is_new(backend.address)).count();
+            let full = |what: Resource, needed, available, usage: Usage| Reason::Full {
                 what,
                 needed: needed as u64,
                 available: available as u64,
@@ -189,10 +210,10 @@ impl Tables {
             };
             let own = usize::from(port.is_none());
             if own > services {
-                return Err((key.clone(), full("ids of SERVICES", own, services, all_services)));
+                return Err((key.clone(), full(Resource::Services, own, services, all_services)));
             }
             if new > backends {
-                return Err((key.clone(), full("ids of BACKENDS", new, backends, all_backends)));
+                return Err((key.clone(), full(Resource::Backends, new, backends, all_backends)));
             }
             services -= own;
             backends -= new;
@@ -205,8 +226,8 @@ impl Tables {
         service: &ObjectName,
         desired: &Desired,
         order: &[PortKey],
-    ) -> Result<BTreeMap<PortKey, Vec<PlannedRange>>, (PortKey, Reason)> {
-        let mut planned = BTreeMap::<PortKey, Vec<PlannedRange>>::new();
+    ) -> Result<Flat<PortKey, Vec<PlannedRange>>, (PortKey, Reason)> {
+        let mut planned = Flat::<PortKey, Vec<PlannedRange>>::with_capacity(order.len());
         for key in order {
             let table = &desired[key];
             let old = self.services.get(service).and_then(|ports| ports.get(key));
@@ -219,13 +240,15 @@ impl Tables {
                 };
                 let Some((slots, fresh)) = slots else {
                     let reason = Reason::Full {
-                        what: "slots of SLOTS in one piece",
+                        what: Resource::Slots,
                         needed: u64::from(maglev::table_len(members.len())),
                         available: u64::from(self.slots.free()),
                         resting: u64::from(self.slots.resting()),
                         capacity: u64::from(self.capacity.slots),
                     };
-                    for range in planned.into_values().flatten().chain(ranges).filter(|range| range.fresh) {
+                    for range in
+                        planned.into_iter().flat_map(|(_, ranges)| ranges).chain(ranges).filter(|range| range.fresh)
+                    {
                         self.slots.give_back(range.slots);
                     }
                     return Err((key.clone(), reason));
@@ -241,10 +264,10 @@ impl Tables {
 impl Port {
     /// The range that already holds exactly these members.
     fn range_of(&self, table: &PortTable, members: &[usize]) -> Option<SlotRange> {
-        let id = |index: &usize| self.backends.get(&table.backends[*index].address).map(|(id, _)| *id);
+        let id = |index: &usize| self.backends.get(&Place::of(table.backends[*index].address)).map(|placed| placed.id);
         let mut set: Vec<u32> = members.iter().map(id).collect::<Option<_>>()?;
         set.sort_unstable();
-        self.ranges.iter().find(|range| range.set == set).map(|range| range.slots)
+        self.ranges.iter().find(|range| *range.set == *set).map(|range| range.slots)
     }
 }
 

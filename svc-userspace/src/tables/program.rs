@@ -4,78 +4,60 @@
 //! ranges that go away; backends that get worse; names that go away. Bits of the filter come before
 //! everything, and no operation takes one away. VIPs go before their frontends and come after them. An address that moves between two ports of a Service is one write, never a gap.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashSet};
 
 use ipnet::IpNet;
 use svc_common::{BackendState, Frontend, SlotRange, frontend};
 
 use super::{
-    BackendValue, FrontendAddress, Op, Port, Range, Refused, Tables,
+    Flat, FrontendAddress, Op, Place, Placed, Port, Range, Refused, Tables,
     plan::{Desired, Plan, PlannedRange, addresses},
     shared::{SharedOps, Touched},
     to_service_name,
 };
 use crate::{
-    compile::{FrontendKind, PortKey, PortTable, Set},
+    compile::{BackendEntry, FrontendKind, PortKey, PortTable, Set},
     model::ObjectName,
 };
 
-/// Operations by phase; the fields are in the order in which they are carried out.
-#[derive(Default)]
-pub(super) struct Phases {
-    pub(super) filter: Vec<Op>,
-    pub(super) remove_vips: Vec<Op>,
-    pub(super) remove_frontends: Vec<Op>,
-    pub(super) names: Vec<Op>,
-    pub(super) raise_backends: Vec<Op>,
-    pub(super) slots: Vec<Op>,
-    pub(super) set_sources: Vec<Op>,
-    pub(super) set_frontends: Vec<Op>,
-    pub(super) set_vips: Vec<Op>,
-    pub(super) remove_sources: Vec<Op>,
-    pub(super) lower_backends: Vec<Op>,
-    pub(super) remove_names: Vec<Op>,
+/// Steps of an update, in the order in which they are carried out.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Phase {
+    Filter,
+    RemoveVips,
+    RemoveFrontends,
+    Names,
+    RaiseBackends,
+    Slots,
+    SetSources,
+    SetFrontends,
+    SetVips,
+    RemoveSources,
+    LowerBackends,
+    RemoveNames,
 }
 
+/// Operations by phase.
+#[derive(Default)]
+pub(super) struct Phases([Vec<Op>; Phase::RemoveNames as usize + 1]);
+
 impl Phases {
+    pub(super) fn push(&mut self, phase: Phase, op: Op) {
+        self.0[phase as usize].push(op);
+    }
+
     pub(super) fn into_ops(self) -> Vec<Op> {
-        let Self {
-            filter,
-            remove_vips,
-            remove_frontends,
-            names,
-            raise_backends,
-            slots,
-            set_sources,
-            set_frontends,
-            set_vips,
-            remove_sources,
-            lower_backends,
-            remove_names,
-        } = self;
-        [
-            filter,
-            remove_vips,
-            remove_frontends,
-            names,
-            raise_backends,
-            slots,
-            set_sources,
-            set_frontends,
-            set_vips,
-            remove_sources,
-            lower_backends,
-            remove_names,
-        ]
-        .concat()
+        let mut ops = Vec::with_capacity(self.0.iter().map(Vec::len).sum());
+        self.0.into_iter().for_each(|phase| ops.extend(phase));
+        ops
     }
 
     /// Takes over the writes to what Services share.
     pub(super) fn share(&mut self, ops: SharedOps) {
-        let SharedOps { filter, remove_vips, set_vips } = ops;
-        self.remove_vips.extend(remove_vips);
-        self.filter.extend(filter);
-        self.set_vips.extend(set_vips);
+        let SharedOps { remove_vips, filter, set_vips } = ops;
+        for (phase, ops) in [(Phase::RemoveVips, remove_vips), (Phase::Filter, filter), (Phase::SetVips, set_vips)] {
+            self.0[phase as usize].extend(ops);
+        }
     }
 }
 
@@ -99,15 +81,15 @@ impl Tables {
         let taken: HashSet<FrontendAddress> = plans.iter().flat_map(|plan| addresses(&plan.table)).collect();
         let mut old = self.services.remove(service).unwrap_or_default();
         let mut touched = Touched::default();
-        for (key, port) in &old {
+        for (key, port) in old.iter() {
             self.shared.count(key, port, false, &mut touched);
         }
-        let mut new: BTreeMap<PortKey, Port> = BTreeMap::new();
-        for key in refusals.keys() {
-            new.extend(old.remove_entry(key));
+        let mut new: Flat<PortKey, Port> = Flat::with_capacity(plans.len());
+        for (key, port) in refusals.keys().filter_map(|key| old.remove_entry(key)) {
+            new.insert(key, port);
         }
         // First all that lose addresses, then all that gain them: ownership of one that moves must end with the gainer.
-        let mut previous: BTreeMap<PortKey, Port> = BTreeMap::new();
+        let mut previous: Flat<PortKey, Port> = Flat::with_capacity(plans.len());
         for plan in &plans {
             if let Some((key, port)) = old.remove_entry(&plan.table.key) {
                 let keeps: HashSet<FrontendAddress> = addresses(&plan.table).collect();
@@ -121,12 +103,12 @@ impl Tables {
         }
         for plan in plans {
             let key = plan.table.key.clone();
-            let port = previous.remove(&key);
+            let port = previous.remove_entry(&key).map(|(_, port)| port);
             if let Some(port) = self.program_port(plan, port, now_ms, &mut phases) {
                 new.insert(key, port);
             }
         }
-        for (key, port) in &new {
+        for (key, port) in new.iter() {
             self.shared.count(key, port, true, &mut touched);
         }
         phases.share(self.shared.settle(touched));
@@ -150,11 +132,11 @@ impl Tables {
         taken: &HashSet<FrontendAddress>,
         phases: &mut Phases,
     ) {
-        for address in port.frontends.keys().filter(|address| !keeps.contains(address)) {
+        for address in port.frontends.keys().filter(|address| !keeps.contains(*address)) {
             self.owners.remove(address);
             *self.frontend_count(address) -= 1;
             if !taken.contains(address) {
-                phases.remove_frontends.push(Op::RemoveFrontend(*address));
+                phases.push(Phase::RemoveFrontends, Op::RemoveFrontend(*address));
             }
         }
     }
@@ -162,38 +144,43 @@ impl Tables {
     fn drop_port(&mut self, port: Port, now_ms: u64, phases: &mut Phases) {
         let Port { id, backends, ranges, sources, frontends: _ } = port;
         self.program_sources(id, sources, &BTreeSet::new(), phases);
-        for (id, value) in backends.into_values() {
-            self.drop_backend(id, &value, now_ms, phases);
+        for (place, placed) in backends {
+            self.drop_backend(placed, place, id, now_ms, phases);
         }
         for range in ranges {
             self.slots.release(range.slots, now_ms);
         }
         self.keys.remove(&id);
         self.service_ids.release(id, now_ms);
-        phases.remove_names.push(Op::RemoveService(id));
+        phases.push(Phase::RemoveNames, Op::RemoveService(id));
     }
 
-    fn drop_backend(&mut self, id: u32, value: &BackendValue, now_ms: u64, phases: &mut Phases) {
-        phases.lower_backends.push(Op::SetBackend(id, BackendValue { state: BackendState::Gone, ..value.clone() }));
-        self.backend_ids.release(id, now_ms);
+    fn drop_backend(&mut self, placed: Placed, place: Place, service: u32, now_ms: u64, phases: &mut Phases) {
+        let gone = Placed { state: BackendState::Gone, ..placed }.value(place, service);
+        phases.push(Phase::LowerBackends, Op::SetBackend(placed.id, gone));
+        self.backend_ids.release(placed.id, now_ms);
     }
 
     /// Programs an accepted port over its previous state. `None` only if [`Tables::admit`] promised more than there is.
     fn program_port(&mut self, plan: Plan, old: Option<Port>, now_ms: u64, phases: &mut Phases) -> Option<Port> {
         let Plan { table, ranges } = plan;
-        let mut old = match old {
+        let old = match old {
             Some(old) => old,
             None => self.new_port(&table.key, phases)?,
         };
-        let mut port = Port { id: old.id, ..Port::default() };
-        for (address, value) in
-            table.backends.iter().map(|entry| (entry.address, BackendValue::of(entry, old.id))).collect::<Vec<_>>()
-        {
-            let entry = self.program_backend(old.backends.remove(&address), value, phases)?;
-            port.backends.insert(address, entry);
+        let mut port = Port {
+            id: old.id,
+            backends: Flat::with_capacity(table.backends.len()),
+            frontends: Flat::with_capacity(table.frontends.len()),
+            ..Port::default()
+        };
+        for entry in &table.backends {
+            let place = Place::of(entry.address);
+            let placed = self.program_backend(old.backends.get(&place).copied(), entry, old.id, phases)?;
+            port.backends.insert(place, placed);
         }
-        for (id, value) in old.backends.into_values() {
-            self.drop_backend(id, &value, now_ms, phases);
+        for (place, placed) in old.backends.iter().filter(|(place, _)| !port.backends.contains_key(place)) {
+            self.drop_backend(*placed, *place, old.id, now_ms, phases);
         }
         port.ranges = ranges.iter().map(|range| self.program_range(range, &table, &port, phases)).collect();
         for range in old.ranges.into_iter().filter(|range| !port.ranges.contains(range)) {
@@ -206,7 +193,7 @@ impl Tables {
                 *self.frontend_count(&address) += 1;
             }
             if old.frontends.get(&address) != Some(&frontend) {
-                phases.set_frontends.push(Op::SetFrontend(address, frontend));
+                phases.push(Phase::SetFrontends, Op::SetFrontend(address, frontend));
             }
             port.frontends.insert(address, frontend);
         }
@@ -216,11 +203,11 @@ impl Tables {
     fn program_sources(&mut self, id: u32, old: BTreeSet<IpNet>, new: &BTreeSet<IpNet>, phases: &mut Phases) {
         for range in new.difference(&old) {
             self.sources[family_index(range)] += 1;
-            phases.set_sources.push(Op::SetSource(id, *range));
+            phases.push(Phase::SetSources, Op::SetSource(id, *range));
         }
         for range in old.into_iter().filter(|range| !new.contains(range)) {
             self.sources[family_index(&range)] -= 1;
-            phases.remove_sources.push(Op::RemoveSource(id, range));
+            phases.push(Phase::RemoveSources, Op::RemoveSource(id, range));
         }
     }
 
@@ -228,57 +215,53 @@ impl Tables {
         let name = to_service_name(key)?;
         let (id, _) = self.service_ids.take()?;
         self.keys.insert(id, key.clone());
-        phases.names.push(Op::SetService(id, name));
+        phases.push(Phase::Names, Op::SetService(id, name));
         Some(Port { id, ..Port::default() })
     }
 
     fn program_backend(
         &mut self,
-        old: Option<(u32, BackendValue)>,
-        mut value: BackendValue,
+        old: Option<Placed>,
+        entry: &BackendEntry,
+        service: u32,
         phases: &mut Phases,
-    ) -> Option<(u32, BackendValue)> {
-        let Some((id, previous)) = old else {
+    ) -> Option<Placed> {
+        let state = if entry.terminating { BackendState::Terminating } else { BackendState::Active };
+        let place = Place::of(entry.address);
+        let Some(previous) = old else {
             let (id, generation) = self.backend_ids.take()?;
-            value.generation = generation;
-            phases.raise_backends.push(Op::SetBackend(id, value.clone()));
-            return Some((id, value));
+            let placed = Placed { id, generation, state, local: entry.local };
+            phases.push(Phase::RaiseBackends, Op::SetBackend(id, placed.value(place, service)));
+            return Some(placed);
         };
-        value.generation = previous.generation;
-        if value != previous {
-            let worse = value.state == BackendState::Terminating && previous.state == BackendState::Active;
-            let phase = if worse { &mut phases.lower_backends } else { &mut phases.raise_backends };
-            phase.push(Op::SetBackend(id, value.clone()));
+        let placed = Placed { state, local: entry.local, ..previous };
+        if placed != previous {
+            let worse = state == BackendState::Terminating && previous.state == BackendState::Active;
+            let phase = if worse { Phase::LowerBackends } else { Phase::RaiseBackends };
+            phases.push(phase, Op::SetBackend(placed.id, placed.value(place, service)));
         }
-        Some((id, value))
+        Some(placed)
     }
 
     fn program_range(&mut self, range: &PlannedRange, table: &PortTable, port: &Port, phases: &mut Phases) -> Range {
         let members = || {
             range.members.iter().filter_map(|index| {
                 let address = table.backends[*index].address;
-                Some((address, port.backends.get(&address)?.0))
+                Some((address, port.backends.get(&Place::of(address))?.id))
             })
         };
         if range.fresh {
-            phases.slots.push(Op::WriteSlots(range.slots.offset, self.maglev.build(members())));
+            phases.push(Phase::Slots, Op::WriteSlots(range.slots.offset, self.maglev.build(members())));
         }
         let mut set: Vec<u32> = members().map(|(_, id)| id).collect();
         set.sort_unstable();
-        Range { set, slots: range.slots }
+        Range { set: set.into(), slots: range.slots }
     }
 }
 
 /// Which of two families a range is of.
 pub(super) fn family_index(range: &IpNet) -> usize {
     usize::from(matches!(range, IpNet::V6(_)))
-}
-
-impl BackendValue {
-    fn of(entry: &crate::compile::BackendEntry, service: u32) -> Self {
-        let state = if entry.terminating { BackendState::Terminating } else { BackendState::Active };
-        Self { address: entry.address, state, local: entry.local, generation: 0, service }
-    }
 }
 
 /// The entries of FRONTENDS of a port.

@@ -44,12 +44,13 @@ pub enum Reason {
     },
     /// A map is full.
     #[error(
-        "needs {needed} {what}, but only {available} of {capacity} are free ({resting} more soon): raise the capacity, \
-         or remove Services"
+        "needs {needed} {what}, but only {available} of {capacity} are free ({resting} more soon): raise {}, or remove \
+         Services; it is tried again when there is room",
+        .what.flag()
     )]
     Full {
-        /// What there is not enough of, with the map's name.
-        what: &'static str,
+        /// What there is not enough of.
+        what: Resource,
         /// How much more the port needs.
         needed: u64,
         /// How much there is (for slots perhaps not in one piece).
@@ -62,6 +63,48 @@ pub enum Reason {
     /// A name is longer than the 63 bytes Kubernetes allows, or holds a zero byte.
     #[error("a name does not fit into SERVICES: use names of at most 63 characters")]
     Name,
+}
+
+/// What can run out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resource {
+    /// Service ids.
+    Services,
+    /// Backend ids.
+    Backends,
+    /// Entries of FRONTENDS of a family.
+    Frontends(Family),
+    /// Slots, in one piece.
+    Slots,
+    /// Entries of SOURCE_RANGES of a family.
+    SourceRanges(Family),
+}
+
+impl Resource {
+    /// The agent's option for how much of it there is.
+    pub fn flag(self) -> &'static str {
+        match self {
+            Self::Services => "--services",
+            Self::Backends => "--backends",
+            Self::Frontends(_) => "--frontends",
+            Self::Slots => "--slots",
+            Self::SourceRanges(_) => "--source-ranges",
+        }
+    }
+}
+
+impl std::fmt::Display for Resource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Services => "ids of SERVICES",
+            Self::Backends => "ids of BACKENDS",
+            Self::Frontends(Family::V4) => "entries of FRONTENDS_V4",
+            Self::Frontends(Family::V6) => "entries of FRONTENDS_V6",
+            Self::Slots => "slots of SLOTS in one piece",
+            Self::SourceRanges(Family::V4) => "entries of SOURCE_RANGES_V4",
+            Self::SourceRanges(Family::V6) => "entries of SOURCE_RANGES_V6",
+        })
+    }
 }
 
 fn describe(key: &PortKey) -> String {

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
 };
 
 use svc_common::{
@@ -12,7 +12,7 @@ use svc_common::{
     vip::{VIP_INSIDE, VIP_OUTSIDE},
 };
 
-use super::{FilterWords, FrontendAddress, Op, Port};
+use super::{FilterWords, FrontendAddress, Op, Place, Port};
 use crate::compile::PortKey;
 
 /// Users of VIPs and target bits, and what of it is in the maps.
@@ -66,7 +66,7 @@ impl Shared {
     /// Counts the frontends and backends of a port as users, or (`add` false) no longer.
     pub(super) fn count(&mut self, key: &PortKey, port: &Port, add: bool, touched: &mut Touched) {
         let protocol = key.protocol.number();
-        for (address, frontend) in &port.frontends {
+        for (address, frontend) in port.frontends.iter() {
             self.count_frontend(address, frontend.flags, add, touched);
         }
         for address in port.backends.keys() {
@@ -86,7 +86,7 @@ impl Shared {
     /// Counts one frontend by its flags.
     pub(super) fn count_frontend(&mut self, frontend: &FrontendAddress, flags: u32, add: bool, touched: &mut Touched) {
         let address = frontend.address.ip();
-        self.count_bit(bit(frontend.address, frontend.protocol.number(), KNOWN_FRONTEND), add, touched);
+        self.count_bit(bit(Place::of(frontend.address), frontend.protocol.number(), KNOWN_FRONTEND), add, touched);
         let vip = self.vips.entry(address).or_default();
         let users = match flags {
             flags if flags & FLAG_CLUSTER_IP != 0 => &mut vip.cluster,
@@ -100,7 +100,7 @@ impl Shared {
         };
         *users = if add { *users + 1 } else { users.saturating_sub(1) };
         touched.vips.insert(address);
-        self.count_bit(bit(SocketAddr::new(address, 0), 0, KNOWN_FRONTEND), add, touched);
+        self.count_bit(bit(Place(address, 0), 0, KNOWN_FRONTEND), add, touched);
     }
 
     /// Sets the node's own addresses; whoever has one of them as a load balancer's does not own its other ports.
@@ -182,10 +182,10 @@ impl Vip {
 }
 
 /// The number in FILTER of a `KNOWN_*` bit of an address and port.
-fn bit(address: SocketAddr, protocol: u8, known: u32) -> u32 {
-    let place = match address.ip() {
-        IpAddr::V4(ip) => filter_place(&ip.octets(), address.port(), protocol),
-        IpAddr::V6(ip) => filter_place(&ip.octets(), address.port(), protocol),
+fn bit(Place(address, port): Place, protocol: u8, known: u32) -> u32 {
+    let place = match address {
+        IpAddr::V4(ip) => filter_place(&ip.octets(), port, protocol),
+        IpAddr::V6(ip) => filter_place(&ip.octets(), port, protocol),
     };
     place + known.trailing_zeros()
 }

@@ -543,15 +543,18 @@ fn an_address_that_moves_within_a_service_is_one_write() {
 #[test]
 fn a_full_map_refuses_by_name_and_the_room_comes_back_after_the_rest() {
     let cases = [
-        (Capacity { slots: 400, ..ROOMY }, "slots of SLOTS"),
-        (Capacity { backends: 2, ..ROOMY }, "ids of BACKENDS"),
-        (Capacity { services: 1, ..ROOMY }, "ids of SERVICES"),
-        (Capacity { frontends_v4: 0, ..ROOMY }, "entries of FRONTENDS_V4"),
+        (Capacity { slots: 400, ..ROOMY }, "slots of SLOTS", "--slots"),
+        (Capacity { backends: 2, ..ROOMY }, "ids of BACKENDS", "--backends"),
+        (Capacity { services: 1, ..ROOMY }, "ids of SERVICES", "--services"),
+        (Capacity { frontends_v4: 0, ..ROOMY }, "entries of FRONTENDS_V4", "--frontends"),
+        (Capacity { source_ranges: 0, ..ROOMY }, "entries of SOURCE_RANGES_V4", "--source-ranges"),
     ];
-    for (capacity, what) in cases {
-        let (ops, refused) = Tables::new(capacity).update(&name(0), vec![simple(0, &[1, 2], &[])], 0);
-        assert_eq!(ops, []);
-        assert!(refused[0].to_string().contains(what), "{}", refused[0]);
+    for (capacity, what, flag) in cases {
+        let port = PortTable { source_ranges: Some(vec![prefix(1)]), ..simple(0, &[1, 2], &[]) };
+        let (ops, refused) = Tables::new(capacity).update(&name(0), vec![port], 0);
+        assert_eq!(ops, [], "it is refused whole");
+        let text = refused[0].to_string();
+        assert!(text.contains(what) && text.contains(&format!("raise {flag},")), "{text}");
     }
     let mut tables = Tables::new(Capacity { slots: 416 * 2, ..ROOMY });
     for (now, hosts, fits) in

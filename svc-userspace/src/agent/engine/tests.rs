@@ -7,7 +7,7 @@ use crate::{
     compile::NodeContext,
     kernel::view::Snapshot,
     metrics::Metrics,
-    model::{Change, Endpoint, Family, ObjectName, Protocol, Service, ServicePort, Slice, SlicePort},
+    model::{Change, Endpoint, Family, NameList, ObjectName, Protocol, Service, ServicePort, Slice, SlicePort},
     sockets::Gone,
     tables::{Capacity, FilterWords, FrontendAddress, Observed, Op, Tables},
 };
@@ -104,8 +104,8 @@ fn slice(of: &str, endpoints: &[[u8; 4]], triggered_ms: Option<i64>) -> Change {
         serving: true,
         terminating: false,
         node: Some("n1".into()),
-        hint_nodes: Vec::new(),
-        hint_zones: Vec::new(),
+        hint_nodes: NameList::default(),
+        hint_zones: NameList::default(),
     };
     let slice = Slice {
         name: name(of),

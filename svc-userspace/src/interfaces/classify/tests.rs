@@ -169,9 +169,39 @@ fn a_port_knows_its_bridge_and_a_tunnel_its_missing_header() {
     let specs = classify(&inventory, &options(&[], &[]));
     assert_eq!(specs[&4].entry.bridge_mac, [2, 0, 0, 0, 0, 7]);
     assert_eq!(specs[&4].entry.flags, INTERFACE_BRIDGE_PORT);
-    let bridge = Interface { scope: Scope::Inside as u8, flags: INTERFACE_BRIDGE, ..Interface::default() };
+    let bridge = Interface { scope: Scope::Inside as u8, flags: INTERFACE_UPPER, ..Interface::default() };
     assert_eq!(specs[&3].entry, bridge);
     assert_eq!((specs[&3].link, specs[&5].link), (LinkLayer::Ethernet, LinkLayer::None));
+}
+
+#[test]
+fn a_device_on_top_of_one_that_has_programs_is_known_as_such() {
+    let on = |index, name, kind, below| Link { link: Some(below), ..link(index, name, kind) };
+    let links = || {
+        vec![
+            link(2, "eth0", ""),
+            on(3, "eth0.7", "vlan", 2),
+            on(4, "eth0.7.8", "vlan", 3),
+            on(5, "mac0", "macvlan", 2),
+            // Its number is that of another namespace's link.
+            Link { peer_elsewhere: true, ..on(6, "mac1", "macvlan", 2) },
+            // A peer is not below.
+            on(7, "veth0", "veth", 2),
+            link(8, "br0", "bridge"),
+            port(9, "eth1", "", 8),
+        ]
+    };
+    let addresses: Vec<(u32, String)> = (2..=8).map(|index| (index, format!("192.0.2.{index}"))).collect();
+    let addresses: Vec<(u32, &str)> = addresses.iter().map(|(index, address)| (*index, address.as_str())).collect();
+    let uppers = |addresses: &[(u32, &str)]| -> Vec<String> {
+        let specs = classify(&inventory(links(), addresses, &[8]), &options(&[], &[]));
+        let uppers = specs.into_values().filter(|spec| spec.entry.flags & INTERFACE_UPPER != 0);
+        uppers.map(|spec| spec.name).collect()
+    };
+    assert_eq!(uppers(&addresses), ["eth0.7", "eth0.7.8", "mac0"]);
+    // Without programs on eth0 they see their packets first; what is two levels above a device with programs does not.
+    assert_eq!(uppers(&addresses[1..]), ["eth0.7.8"]);
+    assert_eq!(uppers(&[addresses[0], addresses[2]]), ["eth0.7.8"]);
 }
 
 #[test]

@@ -4,10 +4,7 @@ use std::{fmt::Debug, hash::Hash, pin::pin, time::Duration};
 
 use ::kube::{
     Api, Client, Resource,
-    runtime::{
-        utils::Backoff,
-        watcher::{self, Event},
-    },
+    runtime::watcher::{self, Event},
 };
 use futures::StreamExt;
 use k8s_openapi::api::{
@@ -15,7 +12,7 @@ use k8s_openapi::api::{
     discovery::v1::EndpointSlice,
 };
 
-use super::{Closed, Shared, errors, tolerant::Tolerant, tracker::Tracker};
+use super::{Closed, Shared, errors, pause::Pause, tolerant::Tolerant, tracker::Tracker};
 use crate::model::{self, Change, ObjectName};
 use crate::source::convert::{Convert, convert};
 
@@ -61,7 +58,7 @@ impl Followed for Node {
 pub(super) async fn follow<K: Followed>(client: &Client, config: watcher::Config, shared: &Shared) -> Closed {
     let mut follower =
         Follower::<K> { shared, tracker: Tracker::default(), synced: !K::SYNC, kind: std::marker::PhantomData };
-    let mut backoff = watcher::DefaultBackoff::default();
+    let mut pause = Pause::default();
     loop {
         let mut events = pin!(watcher::watcher(Api::<Tolerant<K>>::all(client.clone()), config.clone()));
         let mut listing = true;
@@ -81,7 +78,7 @@ pub(super) async fn follow<K: Followed>(client: &Client, config: watcher::Config
                         _ => listing,
                     };
                     if !listing {
-                        backoff.reset();
+                        pause.reset();
                     }
                     if let Err(closed) = follower.event(event).await {
                         return closed;
@@ -95,10 +92,9 @@ pub(super) async fn follow<K: Followed>(client: &Client, config: watcher::Config
                         tracing::warn!("{message}");
                     }
                     let relist = errors::must_relist(&error);
+                    let listing = matches!(error, watcher::Error::InitialListFailed(_));
                     drop(error);
-                    if let Some(delay) = backoff.next() {
-                        tokio::time::sleep(delay).await;
-                    }
+                    tokio::time::sleep(pause.after_failure(listing)).await;
                     if relist {
                         break;
                     }

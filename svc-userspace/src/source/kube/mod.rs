@@ -6,6 +6,7 @@
 mod client;
 mod errors;
 mod follow;
+mod pause;
 mod tolerant;
 mod tracker;
 

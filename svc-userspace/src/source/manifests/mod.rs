@@ -46,6 +46,9 @@ pub async fn run(dir: PathBuf, options: SourceOptions, changes: mpsc::Sender<Cha
                     tracing::info!("manifests {}: readable again", dir.display());
                 }
                 failing = false;
+                if !synced {
+                    tracing::info!("Services and EndpointSlices have been listed");
+                }
                 for change in found {
                     if let Change::Problem(problem) = &change {
                         tracing::warn!("{problem}");

@@ -3,8 +3,8 @@
 //! It compares and reports; it never reports an object gone because its file cannot be read.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, btree_map::Entry as MapEntry},
-    ffi::{OsStr, OsString},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    ffi::OsStr,
     fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Kinds in the order in which they are reported.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Kind {
     Node,
     Service,
@@ -75,8 +75,14 @@ pub(super) struct Store {
     dir: PathBuf,
     options: SourceOptions,
     names: Names,
-    files: BTreeMap<OsString, File>,
-    reported: BTreeMap<Key, Reported>,
+    files: BTreeMap<Arc<OsStr>, File>,
+    /// Where each object is: file and place among its objects, sorted; the first one is used.
+    places: HashMap<Key, Vec<(Arc<OsStr>, usize)>>,
+    /// Objects that came, changed or went since changes were reported last.
+    affected: BTreeSet<Key>,
+    reported: HashMap<Key, Reported>,
+    /// Problems of objects that are in more than one place.
+    duplicates: BTreeMap<Key, Vec<Problem>>,
     /// Problems of files that have been reported.
     problems: Vec<Problem>,
     /// Directories where files that are links really are.
@@ -90,7 +96,10 @@ impl Store {
             options,
             names: Names::default(),
             files: BTreeMap::new(),
-            reported: BTreeMap::new(),
+            places: HashMap::new(),
+            affected: BTreeSet::new(),
+            reported: HashMap::new(),
+            duplicates: BTreeMap::new(),
             problems: Vec::new(),
             targets: BTreeSet::new(),
         }
@@ -116,7 +125,10 @@ impl Store {
             }
         }
         self.targets = targets;
-        self.files.retain(|name, _| present.contains(name));
+        let gone: Vec<Arc<OsStr>> = self.files.keys().filter(|name| !present.contains(&***name)).cloned().collect();
+        for name in gone {
+            self.forget(&name);
+        }
         for name in present {
             if dirty.open.contains(&name) {
                 continue;
@@ -129,39 +141,71 @@ impl Store {
     /// Reads a file if it changed, or whatever its stamp says if `force`.
     fn refresh(&mut self, name: &OsStr, force: bool) {
         let path = self.dir.join(name);
-        let mut file = self.files.remove(name).unwrap_or_default();
-        match read(&path, file.stamp.filter(|_| !force)) {
+        let stamp = self.files.get(name).and_then(|file| file.stamp);
+        match read(&path, stamp.filter(|_| !force)) {
             Ok(Content::Same) => {}
-            Ok(Content::Other) => return,
-            Ok(Content::Text(stamp, text)) => {
-                file.stamp = Some(stamp);
-                self.understand(&path, &text, &mut file);
-            }
+            Ok(Content::Other) => self.forget(name),
+            Ok(Content::Text(stamp, text)) => self.understand(name, Some(stamp), &text),
             // Gone between the look into the directory and the look at the file.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(&path).is_err() => return,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(&path).is_err() => {
+                self.forget(name);
+            }
             Err(error) => {
+                let file = self.files.entry(name.into()).or_default();
                 file.stamp = None;
                 file.problems = vec![unreadable(&path, "1:1".to_owned(), &error.to_string())];
             }
         }
-        self.files.insert(name.to_owned(), file);
+    }
+
+    /// A file is gone.
+    fn forget(&mut self, name: &OsStr) {
+        if let Some(file) = self.files.remove(name) {
+            self.unlist(name, &file);
+        }
+    }
+
+    /// Takes the objects of a file out of `places`.
+    fn unlist(&mut self, name: &OsStr, file: &File) {
+        for (key, ..) in &file.objects {
+            if let Some(places) = self.places.get_mut(key) {
+                places.retain(|(other, _)| **other != *name);
+                if places.is_empty() {
+                    self.places.remove(key);
+                }
+            }
+            self.affected.insert(key.clone());
+        }
     }
 
     /// A file has this text now.
-    fn understand(&mut self, path: &Path, text: &str, file: &mut File) {
+    fn understand(&mut self, name: &OsStr, stamp: Option<Stamp>, text: &str) {
+        let path = self.dir.join(name);
         let json = path.extension().is_some_and(|extension| extension == "json");
+        let mut file = self.files.remove(name).unwrap_or_default();
+        file.stamp = stamp;
+        let name: Arc<OsStr> = name.into();
         match parse::objects(text, json) {
-            Ok(found) => self.take(path, found, file),
-            Err(Broken { place, message }) => file.problems = vec![unreadable(path, place.to_string(), &message)],
+            Ok(found) => {
+                self.unlist(&name, &file);
+                self.take(&path, found, &mut file);
+                for (at, (key, ..)) in file.objects.iter().enumerate() {
+                    let places = self.places.entry(key.clone()).or_insert_with(|| Vec::with_capacity(1));
+                    let behind = places.partition_point(|place| *place < (Arc::clone(&name), at));
+                    places.insert(behind, (Arc::clone(&name), at));
+                    self.affected.insert(key.clone());
+                }
+            }
+            Err(Broken { place, message }) => file.problems = vec![unreadable(&path, place.to_string(), &message)],
         }
+        self.files.insert(name, file);
     }
 
     /// As [`Store::scan`], after a file that is only in memory got this text, or is gone.
     pub(super) fn put(&mut self, name: &OsStr, text: Option<&str>) -> Vec<Change> {
-        let mut file = self.files.remove(name).unwrap_or_default();
-        if let Some(text) = text {
-            self.understand(&self.dir.join(name), text, &mut file);
-            self.files.insert(name.to_owned(), file);
+        match text {
+            Some(text) => self.understand(name, None, text),
+            None => self.forget(name),
         }
         self.difference()
     }
@@ -207,34 +251,38 @@ impl Store {
         file.objects.push(((kind, name), found.place, Arc::new(Entry { outcome, problems })));
     }
 
+    /// The entry of an object that counts; of one that is there more than once, what to say about the others.
+    fn effective(&self, key: &Key) -> Option<(Arc<Entry>, Vec<Problem>)> {
+        let mut found = self.places.get(key)?.iter().filter_map(|(name, at)| {
+            let (_, place, entry) = self.files.get(name)?.objects.get(*at)?;
+            Some((name, place, entry))
+        });
+        let (first, _, entry) = found.next()?;
+        let message = || format!("{} is in {} already: this one is not used; remove one", title(key), first.display());
+        let others = found.map(|(name, place, _)| broken(&self.dir.join(&**name), place.to_string(), message()));
+        Some((Arc::clone(entry), others.collect()))
+    }
+
     /// What the receiver does not know yet.
     fn difference(&mut self) -> Vec<Change> {
-        let mut effective: BTreeMap<Key, (Arc<Entry>, &OsStr)> = BTreeMap::new();
-        let mut problems = Vec::new();
-        for (name, file) in &self.files {
-            problems.extend(file.problems.iter().cloned());
-            for (key, place, entry) in &file.objects {
-                match effective.entry(key.clone()) {
-                    MapEntry::Vacant(vacant) => {
-                        vacant.insert((Arc::clone(entry), name));
-                    }
-                    MapEntry::Occupied(first) => {
-                        let first = first.get().1.display();
-                        let message = format!("{} is in {first} already: this one is not used; remove one", title(key));
-                        problems.push(broken(&self.dir.join(name), place.to_string(), message));
-                    }
+        let mut changes = Vec::new();
+        let mut effective = Vec::new();
+        for key in std::mem::take(&mut self.affected) {
+            self.duplicates.remove(&key);
+            if let Some((entry, others)) = self.effective(&key) {
+                if !others.is_empty() {
+                    self.duplicates.insert(key.clone(), others);
                 }
+                effective.push((key, entry));
+            } else if let Some(reported) = self.reported.remove(&key)
+                && (reported.used || !reported.entry.problems.is_empty())
+            {
+                changes.push(gone(&key));
             }
         }
-        let mut changes = Vec::new();
-        self.reported.retain(|key, reported| {
-            let stays = effective.contains_key(key);
-            if !stays && (reported.used || !reported.entry.problems.is_empty()) {
-                changes.push(gone(key));
-            }
-            stays
-        });
-        for (key, (entry, _)) in effective {
+        let of_files = self.files.values().flat_map(|file| &file.problems);
+        let problems: Vec<Problem> = of_files.chain(self.duplicates.values().flatten()).cloned().collect();
+        for (key, entry) in effective {
             let before = self.reported.get(&key);
             if before.is_some_and(|before| Arc::ptr_eq(&before.entry, &entry) || before.entry == entry) {
                 continue;
