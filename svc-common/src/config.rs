@@ -26,9 +26,14 @@ pub const CONFIG_FILTER: u32 = 1 << 3;
 pub const CONFIG_BRIDGES: u32 = 1 << 4;
 /// SERVICE_CIDRS is not empty.
 pub const CONFIG_SERVICE_CIDRS: u32 = 1 << 5;
+/// The programs masquerade flows that open from now on; otherwise nftables does.
+pub const CONFIG_MASQUERADE: u32 = 1 << 6;
 /// The agent has programmed every Service once. The programs never read it; it stays set while the dataplane forwards
 /// without an agent, because the maps stay complete.
 pub const CONFIG_SYNCED: u32 = 1 << 16;
+/// The agent has reserved the ports of [`crate::masquerade`]; RESERVED says which of them were reserved before. The programs
+/// never read it.
+pub const CONFIG_PORTS_RESERVED: u32 = 1 << 17;
 
 /// Value of INTERFACES; the key is the interface index in the host's network namespace.
 #[repr(C)]
@@ -47,6 +52,8 @@ pub const INTERFACE_BRIDGE_PORT: u8 = 1 << 0;
 /// The interface is on top of another one that has programs (a bridge of its ports, a VLAN or macvlan device of the device
 /// below it): what arrives on it was seen, and perhaps translated, there.
 pub const INTERFACE_UPPER: u8 = 1 << 1;
+/// The XDP program is attached to the interface, so that frames may leave by it without the stack.
+pub const INTERFACE_XDP: u8 = 1 << 2;
 
 /// Where packets that arrive on an interface come from.
 #[repr(u8)]

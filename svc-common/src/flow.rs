@@ -116,6 +116,14 @@ pub const FLOW_HAIRPIN: u8 = 1 << 2;
 /// No Service is involved: a client and an endpoint talk directly, and the entry only keeps flows of Services off their
 /// tuple. Its rewrite changes nothing but, where a Service had the tuple first, the client's port.
 pub const FLOW_DIRECT: u8 = 1 << 3;
+/// As [`FLOW_MASQUERADE`], but the programs do it, by two more entries ([`FLOW_MASQUERADED`]).
+pub const FLOW_OWN_PORT: u8 = 1 << 4;
+/// The entry that turns a client's address into one of this node's, or back.
+pub const FLOW_MASQUERADED: u8 = 1 << 5;
+/// Of a masqueraded entry: nothing shows yet that the flow lasts.
+pub const FLOW_NEW: u8 = 1 << 6;
+/// The flow began in XDP and goes past the stack, as far as it can.
+pub const FLOW_SHORTCUT: u8 = 1 << 7;
 
 /// How far a flow has come.
 #[repr(u8)]

@@ -20,6 +20,7 @@ pub mod flow_table;
 pub mod fragment;
 pub mod frontend;
 pub mod hash;
+pub mod masquerade;
 pub mod reason;
 pub mod service;
 pub mod socket;

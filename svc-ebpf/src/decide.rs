@@ -3,7 +3,7 @@
 use svc_common::{
     BackendState, Flow, FlowKey, FlowState, Frontend, FrontendKey, Hook, Reason, Scope,
     config::INTERFACE_UPPER,
-    flow::{FLOW_DIRECT, FLOW_HAIRPIN},
+    flow::{FLOW_DIRECT, FLOW_HAIRPIN, FLOW_MASQUERADED},
     flow_hash,
     frontend::{FLAG_HOST_ONLY, FLAG_INSIDE_DROP, FLAG_OUTSIDE_DROP, FLAG_SOURCE_RANGES},
 };
@@ -146,7 +146,7 @@ fn is_second_look<A: Ip, T: Tables<A>>(tables: &mut T, flow: &Flow<A>) -> bool {
 #[inline(always)]
 fn keeps_backend<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>, first_in_tick: bool) -> bool {
     let (packet, flow) = (&scratch.packet, &scratch.flow);
-    if flow.flags & FLOW_HAIRPIN != 0 {
+    if flow.flags & (FLOW_HAIRPIN | FLOW_MASQUERADED) != 0 {
         return true;
     }
     if packet.is_connection() {

@@ -88,6 +88,32 @@ pub fn inbound<A: Address>(entry: &mut Entry<A>, key: &FlowKey<A>, forward: &Flo
     entry.flow.peer_port = 0;
 }
 
+/// Writes the inbound entry that belongs to an outbound one: see [`crate::masquerade`].
+#[inline(always)]
+pub fn inbound_of<A: Address>(entry: &mut Entry<A>, key: &FlowKey<A>, outbound: &Flow<A>) {
+    entry.key.source = key.destination.copy();
+    entry.key.destination = outbound.address.copy();
+    entry.key.source_port = key.destination_port;
+    entry.key.destination_port = outbound.port;
+    common(entry, key, outbound, Hook::Ingress, 0);
+    entry.flow.address = key.source.copy();
+    entry.flow.port = key.source_port;
+    entry.flow.peer_port = 0;
+}
+
+/// Writes the outbound entry that an inbound one was made of.
+#[inline(always)]
+pub fn outbound_of<A: Address>(entry: &mut Entry<A>, key: &FlowKey<A>, inbound: &Flow<A>) {
+    entry.key.source = inbound.address.copy();
+    entry.key.destination = key.source.copy();
+    entry.key.source_port = inbound.port;
+    entry.key.destination_port = key.source_port;
+    common(entry, key, inbound, Hook::Egress, 0);
+    entry.flow.address = key.destination.copy();
+    entry.flow.port = key.destination_port;
+    entry.flow.peer_port = 0;
+}
+
 /// What does not depend on the direction.
 #[inline(always)]
 fn common<A: Address>(entry: &mut Entry<A>, key: &FlowKey<A>, forward: &Flow<A>, hook: Hook, flags: u8) {

@@ -64,4 +64,7 @@ pub trait Frame {
 
     /// Sets bits of the packet's mark.
     fn mark(&mut self, bits: u32);
+
+    /// Clears bits of the packet's mark; true if any of them was set.
+    fn take_mark(&mut self, bits: u32) -> bool;
 }

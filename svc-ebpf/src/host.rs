@@ -23,9 +23,11 @@ use crate::{
     ingress::ingress,
     ip::{Fragment, Header, Ip},
     link::{self, Network},
+    masquerade::{Outcome, Task, masquerade, try_port},
     open::{Attempt, attempt},
     packet::Packet,
     scratch::Scratch,
+    shortcut::{Road, Way, shortcut},
     tables::{Decisions, Insert, Tables},
 };
 
@@ -112,6 +114,12 @@ impl Frame for HostFrame {
     fn mark(&mut self, bits: u32) {
         self.mark |= bits;
     }
+
+    fn take_mark(&mut self, bits: u32) -> bool {
+        let was_set = self.mark & bits != 0;
+        self.mark &= !bits;
+        was_set
+    }
 }
 
 /// Index of the interface that all packets arrive on.
@@ -154,6 +162,10 @@ pub struct HostTables<A> {
     pub interface: Interface,
     /// CONFIG's mark.
     pub masquerade_mark: u32,
+    /// CONFIG: the programs masquerade new flows.
+    pub programs_masquerade: bool,
+    /// MASQUERADE, for the interface all packets leave by.
+    pub masquerade_source: Option<A>,
     /// The clock, in units of 2^30 ns.
     pub now: u32,
     /// Packets counted by service id.
@@ -180,6 +192,8 @@ impl<A: Ip> Default for HostTables<A> {
             losses: HashMap::new(),
             interface: Interface::default(),
             masquerade_mark: 0,
+            programs_masquerade: false,
+            masquerade_source: None,
             now: 1,
             counted: HashMap::new(),
         }
@@ -203,6 +217,16 @@ impl<A: Ip + std::hash::Hash> HostTables<A> {
         match link::ethernet(frame) {
             Some(Network { version, offset }) if version == A::VERSION => self.run_at(hook, frame, offset),
             _ => Verdict::Pass,
+        }
+    }
+
+    /// Runs the shortcut on an Ethernet frame, if it is of this family.
+    pub fn run_shortcut<F: Road<A>>(&mut self, frame: &mut F) -> Way {
+        match link::ethernet(frame) {
+            Some(Network { version, offset }) if version == A::VERSION => {
+                shortcut(frame, self, &mut empty_scratch(), &mut empty_scratch(), offset)
+            }
+            _ => Way::Stack,
         }
     }
 
@@ -250,10 +274,12 @@ fn empty_scratch<A: Ip>() -> Scratch<A> {
         flow: Flow::empty(),
         entry: Entry { key, flow: Flow::empty() },
         found: Flow::empty(),
+        other: Entry { key, flow: Flow::empty() },
         frontend: Frontend::default(),
         range: svc_common::SlotRange::default(),
         interface: Interface::default(),
         inside: false,
+        shortcut: false,
     }
 }
 
@@ -412,9 +438,32 @@ impl<A: Ip + std::hash::Hash> Tables<A> for HostTables<A> {
         self.interface
     }
 
+    fn release_flow(&mut self, key: &FlowKey<A>, last_seen: u32) -> bool {
+        let is_same = self.flows.get(key).is_some_and(|flow| flow.last_seen == last_seen);
+        is_same && self.flows.remove(key).is_some()
+    }
+
+    fn masquerade_source(&mut self) -> Option<A> {
+        self.masquerade_source
+    }
+
+    fn programs_masquerade(&mut self) -> bool {
+        self.programs_masquerade
+    }
+
+    fn masquerade(&mut self, scratch: &mut Scratch<A>, task: Task) -> Outcome {
+        masquerade(self, scratch, task)
+    }
+
+    fn try_port(&mut self, scratch: &mut Scratch<A>, number: u32) -> Outcome {
+        try_port(self, scratch, number)
+    }
+
     fn masquerade_mark(&mut self) -> u32 {
         self.masquerade_mark
     }
+
+    fn leave_by(&mut self, _interface: u32) {}
 
     fn attempt(&mut self, scratch: &mut Scratch<A>, number: u32) -> Attempt {
         attempt(self, scratch, number)
@@ -423,6 +472,8 @@ impl<A: Ip + std::hash::Hash> Tables<A> for HostTables<A> {
     fn decide(&mut self, scratch: &mut Scratch<A>) -> Decision {
         decide(self, scratch)
     }
+
+    fn count_new(&mut self, _flow: &Flow<A>) {}
 
     fn count(&mut self, flow: &Flow<A>, _bytes: u32, _is_new: bool) {
         *self.counted.entry(flow.service).or_default() += 1;

@@ -8,12 +8,14 @@
 //!   backend: it becomes the head's source and the error's destination.
 //! * egress: somebody complains about a request we translated (client → backend). The reply entry (backend → client)
 //!   gives the VIP: it becomes the head's destination, and the error's source if that is the backend itself. A router's
-//!   address is left alone, or traceroute would lie.
+//!   address is left alone, or traceroute would lie. Likewise the entry that masquerades (client → backend) gives the node:
+//!   that one becomes the error's source in any case, as nobody beyond it is known to the backend.
+//! * ingress, about a masqueraded request: the inbound entry gives the client, and the egress program the rest.
 //!
 //! The transport checksum inside the head is left alone: receivers match heads by addresses and ports, and most heads
 //! are cut before the data it covers.
 
-use svc_common::{Flow, FlowKey, Hook, Ports, Reason, protocol};
+use svc_common::{FlowKey, Hook, Ports, Reason, flow::FLOW_MASQUERADED, protocol};
 
 use crate::{
     Verdict,
@@ -37,8 +39,24 @@ pub fn translate<A: Ip, F: Frame, T: Tables<A>>(
     scratch: &mut Scratch<A>,
     hook: Hook,
 ) -> Verdict {
+    let Some(ports) = find(frame, tables, scratch, hook) else { return Verdict::Pass };
+    match write(frame, scratch, ports, hook) {
+        Some(()) => Verdict::Pass,
+        None => Verdict::Drop(Reason::NotWritable),
+    }
+}
+
+/// Looks for the entry, in `scratch.flow`, of the flow that the error in `scratch.packet` is about; the ports that its head
+/// has.
+#[inline(always)]
+pub(crate) fn find<A: Ip, F: Frame, T: Tables<A>>(
+    frame: &mut F,
+    tables: &mut T,
+    scratch: &mut Scratch<A>,
+    hook: Hook,
+) -> Option<Ports> {
     let Scratch { packet, head, key, flow, .. } = scratch;
-    let Some(ports) = parse_head(frame, &packet.header, head) else { return Verdict::Pass };
+    let ports = parse_head(frame, &packet.header, head)?;
     *key = FlowKey {
         source: head.destination.copy(),
         destination: head.source.copy(),
@@ -48,13 +66,7 @@ pub fn translate<A: Ip, F: Frame, T: Tables<A>>(
         hook: hook as u8,
         pad: [0; 2],
     };
-    if !tables.peek_flow(key, flow) {
-        return Verdict::Pass;
-    }
-    match write(frame, &packet.header, head, ports, flow, hook) {
-        Some(()) => Verdict::Pass,
-        None => Verdict::Drop(Reason::NotWritable),
-    }
+    tables.peek_flow(key, flow).then_some(ports)
 }
 
 /// Header, in place, and ports of the packet that the error is about.
@@ -84,15 +96,11 @@ fn parse_head<A: Ip, F: Frame>(frame: &mut F, outer: &Header<A>, head: &mut Head
     })
 }
 
+/// Translates the error with what [`find`] has found.
 #[inline(always)]
-fn write<A: Ip, F: Frame>(
-    frame: &mut F,
-    outer: &Header<A>,
-    head: &Header<A>,
-    ports: Ports,
-    flow: &Flow<A>,
-    hook: Hook,
-) -> Option<()> {
+pub(crate) fn write<A: Ip, F: Frame>(frame: &mut F, scratch: &Scratch<A>, ports: Ports, hook: Hook) -> Option<()> {
+    let Scratch { packet, head, flow, .. } = scratch;
+    let outer = &packet.header;
     let new = &flow.address;
     let (old, head_at, new_ports, outer_old, outer_at) = match hook {
         Hook::Ingress => (
@@ -122,7 +130,10 @@ fn write<A: Ip, F: Frame>(
     let covered = covered.replace(&old_ports, &new_ports);
     frame.fix_checksum(checksum, covered, Covered::Payload, false)?;
 
-    if outer_old == old {
+    // Of a masqueraded flow nobody beyond this node is known to the backend.
+    let is_masqueraded = hook == Hook::Egress && flow.flags & FLOW_MASQUERADED != 0;
+    if outer_old == old || is_masqueraded {
+        let addresses = A::change(outer_old, new);
         A::fix_header(frame, outer.offset, addresses)?;
         frame.put(outer.offset + outer_at, new)?;
         if A::VERSION == 6 {

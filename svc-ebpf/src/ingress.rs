@@ -3,7 +3,8 @@
 use svc_common::{
     Hook, Reason, Scope,
     config::INTERFACE_BRIDGE_PORT,
-    flow::{FLOW_DIRECT, FLOW_MASQUERADE},
+    flow::{FLOW_DIRECT, FLOW_MASQUERADE, FLOW_MASQUERADED, FLOW_OWN_PORT},
+    masquerade::PROGRAM_MARK,
 };
 
 use crate::{
@@ -46,6 +47,7 @@ pub fn ingress<A: Ip, F: Frame, T: Tables<A>>(
     if !incoming(tables, &scratch.packet) {
         return Verdict::Pass;
     }
+    scratch.shortcut = false;
     match tables.decide(scratch) {
         Decision::Pass => Verdict::Pass,
         Decision::Steer => steer(frame, tables, scratch),
@@ -64,11 +66,12 @@ fn forward<A: Ip, F: Frame, T: Tables<A>>(
     is_new: bool,
 ) -> Verdict {
     let Scratch { packet, flow, .. } = scratch;
-    if flow.flags & FLOW_DIRECT == 0 {
+    if flow.flags & (FLOW_DIRECT | FLOW_MASQUERADED) == 0 {
         tables.count(flow, frame.size(), is_new);
     }
-    if flow.flags & FLOW_MASQUERADE != 0 {
-        frame.mark(tables.masquerade_mark());
+    if flow.flags & (FLOW_MASQUERADE | FLOW_OWN_PORT) != 0 {
+        let is_own = flow.flags & FLOW_OWN_PORT != 0;
+        frame.mark(if is_own { PROGRAM_MARK } else { tables.masquerade_mark() });
     }
     match rewrite(frame, packet, Side::Destination, flow) {
         Some(()) => Verdict::Pass,

@@ -106,8 +106,17 @@ pub trait Ip: Address {
     /// Writes the header of a packet that starts here: no options, a hop limit of 64, `payload` bytes behind it.
     fn write<F: Frame>(frame: &mut F, offset: usize, source: &Self, destination: &Self, payload: usize) -> Option<()>;
 
+    /// The hop limit of the header at `offset`.
+    fn hops<F: Frame>(frame: &F, offset: usize) -> Option<u8>;
+
+    /// Sets the hop limit of the header at `offset`.
+    fn set_hops<F: Frame>(frame: &mut F, offset: usize, hops: u8) -> Option<()>;
+
     /// Sets the hop limit of the header at `offset` to 64.
-    fn renew_hops<F: Frame>(frame: &mut F, offset: usize) -> Option<()>;
+    #[inline(always)]
+    fn renew_hops<F: Frame>(frame: &mut F, offset: usize) -> Option<()> {
+        Self::set_hops(frame, offset, HOPS)
+    }
 
     /// What the header of a packet contributes to a checksum that covers it, extension headers not included. A valid IPv4
     /// header adds up to zero, its own checksum does that.
@@ -199,11 +208,16 @@ impl Ip for [u8; 4] {
     }
 
     #[inline(always)]
-    fn renew_hops<F: Frame>(frame: &mut F, offset: usize) -> Option<()> {
+    fn hops<F: Frame>(frame: &F, offset: usize) -> Option<u8> {
+        frame.get::<[u8; 2]>(offset + offset_of!(Ipv4Hdr, ttl)).map(|[hops, _]| hops)
+    }
+
+    #[inline(always)]
+    fn set_hops<F: Frame>(frame: &mut F, offset: usize, hops: u8) -> Option<()> {
         let at = offset + offset_of!(Ipv4Hdr, ttl);
         let [old, protocol]: [u8; 2] = frame.get(at)?;
-        Self::fix_header(frame, offset, Change::none().replace(&[old, protocol], &[HOPS, protocol]))?;
-        frame.put(at, &[HOPS, protocol])
+        Self::fix_header(frame, offset, Change::none().replace(&[old, protocol], &[hops, protocol]))?;
+        frame.put(at, &[hops, protocol])
     }
 
     #[inline(always)]
@@ -346,10 +360,15 @@ impl Ip for [u8; 16] {
     }
 
     #[inline(always)]
-    fn renew_hops<F: Frame>(frame: &mut F, offset: usize) -> Option<()> {
+    fn hops<F: Frame>(frame: &F, offset: usize) -> Option<u8> {
+        frame.get::<[u8; 2]>(offset + offset_of!(Ipv6Hdr, next_hdr)).map(|[_, hops]| hops)
+    }
+
+    #[inline(always)]
+    fn set_hops<F: Frame>(frame: &mut F, offset: usize, hops: u8) -> Option<()> {
         let at = offset + offset_of!(Ipv6Hdr, next_hdr);
         let [next, _]: [u8; 2] = frame.get(at)?;
-        frame.put(at, &[next, HOPS])
+        frame.put(at, &[next, hops])
     }
 
     #[inline(always)]

@@ -11,10 +11,13 @@
 //! frame is *rewritten* ([`rewrite`]), checksums by difference ([`checksum`]).
 //!
 //! **Egress rewrites sources.** A packet that goes out is parsed the same way; if the reply entry of a flow matches, its
-//! source becomes the address the client had asked for ([`egress`]).
+//! source becomes the address the client had asked for ([`egress`]). Where nftables does not do it, what goes from outside to
+//! another node gets an address of this one as its source ([`masquerade`]).
 //!
 //! ICMP errors carry the head of the packet they complain about; [`icmp`] translates that head, and the outer addresses,
 //! with the same entries, so that path-MTU discovery reaches the real sender.
+//!
+//! **The shortcut** runs both halves at once, with a route between them, on frames of an uplink that leave again ([`shortcut`]).
 //!
 //! An echo request to a VIP is answered where it comes in ([`echo`]).
 //!
@@ -50,6 +53,7 @@ pub mod icmp;
 pub mod ingress;
 pub mod ip;
 pub mod link;
+pub mod masquerade;
 pub mod nowhere;
 pub mod open;
 pub mod packet;
@@ -57,6 +61,7 @@ pub mod reject;
 pub mod rewrite;
 pub mod scratch;
 pub mod select;
+pub mod shortcut;
 pub mod socket;
 pub mod table;
 pub mod tables;

@@ -2,9 +2,9 @@
 //!
 //! Built for `bpfel-unknown-none` by `cargo xtask ebpf`; for the host there is nothing to build.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
-// The array's compare-and-swap: `core::sync::atomic` has none for this target.
-#![cfg_attr(all(target_arch = "bpf", feature = "array-flows"), feature(core_intrinsics))]
-#![cfg_attr(all(target_arch = "bpf", feature = "array-flows"), expect(internal_features, reason = "as above"))]
+// Compare-and-swap: `core::sync::atomic` has none for this target.
+#![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
+#![cfg_attr(target_arch = "bpf", expect(internal_features, reason = "as above"))]
 
 #[cfg(target_arch = "bpf")]
 mod bpf;

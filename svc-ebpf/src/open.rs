@@ -3,12 +3,12 @@
 use svc_common::{
     Backend, Flow, FlowState, Reason,
     backend::BACKEND_LOCAL,
-    flow::{FLOW_INSIDE, FLOW_MASQUERADE},
+    flow::{FLOW_INSIDE, FLOW_MASQUERADE, FLOW_MASQUERADED, FLOW_OWN_PORT, FLOW_SHORTCUT},
     flow_hash, slot_in_range,
 };
 
 use crate::{
-    flow::{Entry, forward_of, inbound, is_hairpin, outbound, reply},
+    flow::{Entry, forward_of, inbound, is_hairpin, outbound, outbound_of, reply},
     ip::Ip,
     scratch::Scratch,
     select::{affinity_hash, by_affinity, by_hash, remember_affinity},
@@ -75,7 +75,14 @@ pub fn attempt<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>, nu
     };
     let Some(backend) = tables.backend(id) else { return Attempt::NoBackend };
     let generation = backend.generation;
-    forward(&mut scratch.flow, id, &backend, scratch.inside);
+    let masquerade = if scratch.inside || backend.flags & BACKEND_LOCAL != 0 {
+        0
+    } else if tables.programs_masquerade() {
+        if scratch.shortcut { FLOW_OWN_PORT | FLOW_SHORTCUT } else { FLOW_OWN_PORT }
+    } else {
+        FLOW_MASQUERADE
+    };
+    forward(&mut scratch.flow, id, &backend, if scratch.inside { FLOW_INSIDE } else { masquerade });
     scratch.flow.peer_port = if remap { remapped_port(flow_hash.wrapping_add(step)) } else { 0 };
     scratch.flow.last_seen = now;
     match claim(tables, scratch) {
@@ -100,19 +107,14 @@ pub(crate) fn remapped_port(hash: u32) -> u16 {
 
 /// Writes the forward entry's value.
 #[inline(always)]
-fn forward<A: Ip>(flow: &mut Flow<A>, id: u32, backend: &Backend<A>, inside: bool) {
-    let is_local = backend.flags & BACKEND_LOCAL != 0;
+fn forward<A: Ip>(flow: &mut Flow<A>, id: u32, backend: &Backend<A>, flags: u8) {
     flow.address = backend.address.copy();
     flow.port = backend.port;
     flow.backend = id;
     flow.generation = backend.generation;
     flow.service = backend.service;
     flow.state = FlowState::Open as u8;
-    flow.flags = match (inside, is_local) {
-        (true, _) => FLOW_INSIDE,
-        (false, true) => 0,
-        (false, false) => FLOW_MASQUERADE,
-    };
+    flow.flags = flags;
     flow.pad = [0; 2];
 }
 
@@ -178,6 +180,11 @@ fn claim_hairpin<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) 
 #[inline(always)]
 pub fn repair<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) {
     let Scratch { key, flow, entry, .. } = scratch;
+    if flow.flags & FLOW_MASQUERADED != 0 {
+        outbound_of(entry, key, flow);
+        let _ = tables.insert_flow(&entry.key, &entry.flow);
+        return;
+    }
     reply(entry, key, flow);
     let _ = tables.insert_flow(&entry.key, &entry.flow);
     if is_hairpin(key, flow) {

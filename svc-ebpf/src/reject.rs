@@ -21,6 +21,7 @@ const SCTP_LEN: usize = 12;
 const TCP_CHECKSUM: usize = 16;
 const UDP_LENGTH: usize = 4;
 const UDP_CHECKSUM: usize = 6;
+const SCTP_CHECKSUM: usize = 8;
 
 /// Makes the frame the refusal of the packet in it. `None`: no error may be sent about it (RFC 1122 section 3.2.2), or the
 /// frame cannot be changed; it must be dropped then.
@@ -81,6 +82,21 @@ fn transport<A: Ip, F: Frame>(frame: &mut F, packet: &Packet<A>, headers: usize)
         _ => Change::none().cover(&frame.get::<[u8; SCTP_LEN]>(at)?),
     };
     Some((kept, sum))
+}
+
+/// True if the packet's checksum is to be filled in by the device that sends it (CHECKSUM_PARTIAL): the field holds the sum
+/// of the pseudo header, or nothing yet. One whole packet in 65,536 looks like that without being so.
+#[inline(always)]
+pub fn is_left_to_device<A: Ip, F: Frame>(frame: &F, packet: &Packet<A>) -> Option<bool> {
+    let header = &packet.header;
+    let checksum = match header.protocol {
+        protocol::TCP => TCP_CHECKSUM,
+        protocol::UDP => UDP_CHECKSUM,
+        _ => return Some(frame.get::<[u8; 4]>(header.payload + SCTP_CHECKSUM)? == [0; 4]),
+    };
+    let len = header.len.checked_sub(header.payload.checked_sub(header.offset)?)?;
+    let pseudo_header = pseudo_header(&header.source, &header.destination, header.protocol, len);
+    Some(frame.get::<[u8; 2]>(header.payload + checksum)? == pseudo_header.folded())
 }
 
 #[inline(always)]

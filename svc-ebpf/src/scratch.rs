@@ -25,6 +25,8 @@ pub struct Scratch<A> {
     pub entry: Entry<A>,
     /// The value of another flow's entry, while it is looked at.
     pub found: Flow<A>,
+    /// The other entry of that flow.
+    pub other: Entry<A>,
     /// The frontend a new flow is addressed to.
     pub frontend: Frontend,
     /// The slots that policy grants its client; not empty.
@@ -33,4 +35,6 @@ pub struct Scratch<A> {
     pub interface: Interface,
     /// The client is a pod of this node.
     pub inside: bool,
+    /// A flow that opens takes the shortcut, if its endpoint is on another node.
+    pub shortcut: bool,
 }

@@ -441,6 +441,19 @@ pub fn remove_once<A: FlowWords, M: Memory>(memory: &M, item: &impl Wanted<A>) -
     }
 }
 
+/// Removes the entry of a key if its time is still `last_seen` and nobody is at work on it; true for one alone of those who
+/// try.
+#[inline(always)]
+pub fn release<A: FlowWords, M: Memory>(memory: &M, item: &impl Wanted<A>, last_seen: u32) -> bool {
+    let Some(set) = set(memory, item) else { return false };
+    let Some((slot, control)) = set.search(item) else { return false };
+    let (bucket, way) = set.at(memory.opaque(slot));
+    let free = next_version(control) | u64::from(SLOT_FREE);
+    state(control) == SLOT_LIVE
+        && memory.word(bucket, way, A::COUNT - 1) as u32 == last_seen
+        && memory.swap_if(bucket, way, control, free) == control
+}
+
 /// Repeats passes until one decides, [`PASSES`] times at most; at the bound it is decided as `at_bound`.
 #[inline(always)]
 pub fn repeat<T>(at_bound: T, mut pass: impl FnMut() -> Pass<T>) -> T {

@@ -5,11 +5,19 @@ use svc_common::{
     SocketBackend, SocketKey, SocketPeer,
 };
 
-use crate::{Verdict, decide::Decision, frame::Frame, open::Attempt, scratch::Scratch};
+use crate::{
+    Verdict,
+    decide::Decision,
+    frame::Frame,
+    masquerade::{Outcome, Task},
+    open::Attempt,
+    scratch::Scratch,
+};
 #[cfg(doc)]
 use crate::{
     decide::decide,
     held::{hold, lead},
+    masquerade::{masquerade, try_port},
     open::attempt,
 };
 
@@ -87,13 +95,27 @@ pub trait Tables<A>: Decisions<A> {
     fn release<F: Frame>(&mut self, frame: &mut F, tag: u32, position: u32);
     /// INTERFACES: the interface the packet arrived on; an unknown one is outside.
     fn interface(&mut self) -> Interface;
-    /// CONFIG: the mark of packets to be masqueraded.
+    /// FLOWS: removes an entry if its time is still `last_seen`; true for one alone of those who ask at the same time.
+    fn release_flow(&mut self, key: &FlowKey<A>, last_seen: u32) -> bool;
+    /// MASQUERADE: the address of this node that packets get which leave by the interface.
+    fn masquerade_source(&mut self) -> Option<A>;
+    /// CONFIG: true if the programs masquerade new flows.
+    fn programs_masquerade(&mut self) -> bool;
+    /// Calls [`masquerade()`] with these tables; a function of its own, as below.
+    fn masquerade(&mut self, scratch: &mut Scratch<A>, task: Task) -> Outcome;
+    /// Calls [`try_port()`] with these tables; likewise.
+    fn try_port(&mut self, scratch: &mut Scratch<A>, number: u32) -> Outcome;
+    /// CONFIG: the mark of packets that nftables masquerades.
     fn masquerade_mark(&mut self) -> u32;
     /// Calls [`attempt()`] with these tables. The kernel makes it a function that the verifier walks once by itself,
     /// instead of once for every way that leads there.
     fn attempt(&mut self, scratch: &mut Scratch<A>, number: u32) -> Attempt;
     /// Calls [`decide()`] with these tables; a function of its own for the same reason.
     fn decide(&mut self, scratch: &mut Scratch<A>) -> Decision;
+    /// STATS_*: a new flow, whose packets are counted elsewhere.
+    fn count_new(&mut self, flow: &Flow<A>);
+    /// From now on, the packet is one that leaves by this interface.
+    fn leave_by(&mut self, interface: u32);
     /// Calls [`hold()`] with these tables; a function of its own for the same reason.
     fn hold_early<F: Frame>(&mut self, frame: &mut F, scratch: &mut Scratch<A>) -> Verdict;
     /// Calls [`lead()`] with these tables; a function of its own for the same reason.

@@ -55,11 +55,11 @@ impl Side {
 }
 
 fn incoming(frame: &Frame) -> Packet {
-    Packet { egress: false, bare: frame.bare, bytes: frame.bytes() }
+    Packet { egress: false, bare: frame.bare, bytes: frame.bytes(), mark: 0 }
 }
 
 fn outgoing(frame: &Frame) -> Packet {
-    Packet { egress: true, bare: frame.bare, bytes: frame.bytes() }
+    Packet { egress: true, bare: frame.bare, bytes: frame.bytes(), mark: 0 }
 }
 
 fn tcp(source: SocketAddr, destination: SocketAddr, flags: u8) -> Frame {
@@ -185,13 +185,20 @@ fn traces(side: Side) -> Vec<(&'static str, u8, Vec<Packet>)> {
                 egress: true,
                 bare: false,
                 bytes: error(&about, side.ip(ROUTER), client.ip(), kind, 48),
+                mark: 0,
             });
         }
-        packets.push(Packet { egress: true, bare: false, bytes: error(&about, backend.ip(), client.ip(), kind, 200) });
+        packets.push(Packet {
+            egress: true,
+            bare: false,
+            bytes: error(&about, backend.ip(), client.ip(), kind, 200),
+            mark: 0,
+        });
         packets.push(Packet {
             egress: false,
             bare: false,
             bytes: error(&answer, side.ip(ROUTER), vip.ip(), kind, 200),
+            mark: 0,
         });
         traces.push((name, 0, packets));
     }

@@ -24,6 +24,8 @@ pub enum Event {
         /// The answer comes in where it would be routed out, as at the port of a bridge.
         same_hook: bool,
     },
+    /// The last packet that passed where it came in leaves, as it was forwarded.
+    Leave,
     /// Somebody complains by ICMP about the last packet that passed, and the complaint meets the other hook.
     Complain {
         /// Last byte of the complainer's address; 0: the packet's destination.
@@ -75,7 +77,13 @@ impl Last {
                 let (packet, link, ip) = self.ip()?;
                 let answer = craft::answer(ip, *tcp_flags)?;
                 let egress = packet.egress == *same_hook;
-                Some(Packet { egress, bare: packet.bare, bytes: [link, &answer].concat() })
+                Some(Packet { egress, bare: packet.bare, bytes: [link, &answer].concat(), mark: 0 })
+            }
+            Event::Leave => {
+                let (packet, outcome) = self.0.as_ref()?;
+                let leaves =
+                    Packet { egress: true, bytes: outcome.bytes.clone(), mark: outcome.mark, ..packet.clone() };
+                (!packet.egress).then_some(leaves)
             }
             Event::Complain { from, kind, head } => {
                 let (packet, _, ip) = self.ip()?;
@@ -91,7 +99,7 @@ impl Last {
                 let source =
                     if *from == 0 { address(layout.destination)? } else { crate::world::address(is_v4, *from) };
                 let bytes = craft::error(ip, source, address(layout.source)?, *kind, *head);
-                Some(Packet { egress: !packet.egress, bare: false, bytes })
+                Some(Packet { egress: !packet.egress, bare: false, bytes, mark: 0 })
             }
             Event::Lead { source_port, destination_port } => {
                 let held = self.1.as_ref()?;

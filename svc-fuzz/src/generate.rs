@@ -49,7 +49,7 @@ pub fn case(bytes: &[u8]) -> Case {
 
 fn setting(u: &mut Unstructured<'_>) -> Result<Setting> {
     let interface = interface(u)?;
-    let backends = (0..BACKENDS).map(|_| backend(u)).collect::<Result<_>>()?;
+    let backends: Vec<_> = (0..BACKENDS).map(|_| backend(u)).collect::<Result<_>>()?;
     // Mostly slots of the right Service; some that name no backend, or one of the other Service.
     let slots = (0..SLOTS)
         .map(|n| match u.ratio(1, 12)? {
@@ -59,7 +59,9 @@ fn setting(u: &mut Unstructured<'_>) -> Result<Setting> {
         })
         .collect::<Result<_>>()?;
     let frontends = (0..FRONTENDS.len()).map(|n| frontend(u, n)).collect::<Result<_>>()?;
-    Ok(Setting { interface, backends, slots, frontends, vips: vips(u)?, targets: u.arbitrary()? })
+    // Of no byte of its own: those that were ever found keep their meaning.
+    let programs = backends.first().is_some_and(|backend: &BackendPlan| backend.generation == 2);
+    Ok(Setting { interface, backends, slots, frontends, vips: vips(u)?, targets: u.arbitrary()?, programs })
 }
 
 fn vips(u: &mut Unstructured<'_>) -> Result<u32> {
@@ -100,7 +102,7 @@ fn conversations(u: &mut Unstructured<'_>) -> Result<Vec<Conversation>> {
                 is_v4: u.arbitrary()?,
                 // The first five are addresses of backends, too.
                 client: *u.choose(&[1, 2, 3, 10, 11])?,
-                client_port: *u.choose(&[1000, 1001, 80, BACKEND_PORT, OTHER_PORT])?,
+                client_port: *u.choose(&[1000, 50_001, 80, BACKEND_PORT, OTHER_PORT])?,
                 frontend: u.choose_index(FRONTENDS.len())?,
                 backend: u.int_in_range(1..=5)?,
             })
@@ -115,7 +117,8 @@ fn event(u: &mut Unstructured<'_>, conversations: &[Conversation]) -> Result<Eve
             let Conversation { client_port, frontend, .. } = *u.choose(conversations)?;
             Event::Lead { source_port: client_port, destination_port: FRONTENDS[frontend].1 }
         }
-        9..=13 => Event::Answer { tcp_flags: tcp_flags(u)?, same_hook: u.ratio(1, 6)? },
+        12 | 13 => Event::Leave,
+        9..=11 => Event::Answer { tcp_flags: tcp_flags(u)?, same_hook: u.ratio(1, 6)? },
         14..=16 => Event::Complain {
             from: *u.choose(&[0, 12, 1])?,
             kind: *u.choose(&[3, 11, 12, 3, 5, 2])?,
@@ -154,7 +157,7 @@ fn tcp_flags(u: &mut Unstructured<'_>) -> Result<u8> {
 fn packet(u: &mut Unstructured<'_>, conversations: &[Conversation]) -> Result<Packet> {
     if u.ratio(1, 40)? {
         let bytes = u.arbitrary::<Vec<u8>>()?;
-        return Ok(Packet { egress: u.arbitrary()?, bare: u.arbitrary()?, bytes });
+        return Ok(Packet { egress: u.arbitrary()?, bare: u.arbitrary()?, bytes, mark: 0 });
     }
     let Conversation { is_v4, client, client_port, frontend, backend } = *u.choose(conversations)?;
     let (vip_host, port, protocol, service) = FRONTENDS[frontend];
@@ -208,7 +211,7 @@ fn packet(u: &mut Unstructured<'_>, conversations: &[Conversation]) -> Result<Pa
         let len = u.int_in_range(0..=bytes.len())?;
         bytes.truncate(len);
     }
-    Ok(Packet { egress, bare: frame.bare, bytes })
+    Ok(Packet { egress, bare: frame.bare, bytes, mark: 0 })
 }
 
 /// What is not plain about a frame.

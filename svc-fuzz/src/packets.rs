@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use svc_common::{Flow, FlowKey, Hook};
+use svc_common::{Flow, FlowKey, Hook, masquerade::PROGRAM_MARK};
 use svc_ebpf::{Verdict, host::HostTables};
 
 use crate::{
@@ -109,7 +109,8 @@ fn judge(packet: &Packet, outcome: &Outcome, before: &World, after: &World) {
         }
         Verdict::Again => assert!(is_fragment(packet, Position::First) && !packet.egress, "{packet:02x?} came again"),
     }
-    assert!(outcome.mark == 0 || outcome.mark == MARK && !packet.egress, "mark {:#x}", outcome.mark);
+    let marked = !packet.egress && [MARK, PROGRAM_MARK].contains(&outcome.mark);
+    assert!([0, packet.mark].contains(&outcome.mark) || marked, "mark {:#x}", outcome.mark);
     if opened(packet, outcome, before, after) {
         keeps_others(&before.v4, &after.v4, packet, outcome);
         keeps_others(&before.v6, &after.v6, packet, outcome);
@@ -151,7 +152,7 @@ fn is_answered(packet: &Packet, outcome: &Outcome, world: &World) {
     let at = network(&outcome.bytes, !packet.bare).unwrap_or_default();
     let (link, ip) = outcome.bytes.split_at(at);
     let Some(answer) = answer(ip, ACK) else { return };
-    let answer = Packet { egress: true, bare: packet.bare, bytes: [link, &answer].concat() };
+    let answer = Packet { egress: true, bare: packet.bare, bytes: [link, &answer].concat(), mark: 0 };
     let answered = world.clone().run(&answer);
     let ends = ends(&answered.bytes, !packet.bare);
     assert_eq!(ends, Some((asked, client)), "the answer to a packet that opened a flow");

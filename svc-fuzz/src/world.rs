@@ -56,6 +56,8 @@ pub const FRONTENDS: [(u8, u16, u8, u32); 9] = [
 pub const VIPS: [u8; 3] = [16, 17, 19];
 /// Last byte of the only address in the Service CIDR.
 pub const UNOWNED: u8 = 20;
+/// Last byte of the address that packets are masqueraded with; a client has it as well.
+pub const NODE: u8 = 11;
 /// Last bytes of the clients within the source ranges of services that have some.
 const ADMITTED: [u8; 4] = [2, 4, 10, 12];
 /// Last bytes of the addresses of endpoints.
@@ -143,6 +145,8 @@ pub struct Setting {
     pub vips: u32,
     /// The filter knows everything and is in use: direct connections to endpoints are kept apart.
     pub targets: bool,
+    /// The programs masquerade.
+    pub programs: bool,
 }
 
 impl Default for Setting {
@@ -162,6 +166,7 @@ impl Default for Setting {
             frontends: (0..FRONTENDS.len()).map(frontend).collect(),
             vips: VIP_INSIDE | VIP_OUTSIDE,
             targets: true,
+            programs: false,
         }
     }
 }
@@ -198,6 +203,8 @@ pub struct Packet {
     pub bare: bool,
     /// The frame.
     pub bytes: Vec<u8>,
+    /// Its mark.
+    pub mark: u32,
 }
 
 /// What became of it.
@@ -230,6 +237,8 @@ impl World {
         world.apply(Change::Interface(setting.interface));
         world.apply(Change::Vips(setting.vips));
         world.apply(Change::Targets(setting.targets));
+        world.v4.programs_masquerade = setting.programs;
+        world.v6.programs_masquerade = setting.programs;
         for (n, backend) in setting.backends.iter().enumerate() {
             world.apply(Change::SetBackend(n, *backend));
         }
@@ -279,6 +288,7 @@ impl World {
     fn run_once(&mut self, packet: &Packet) -> Outcome {
         let hook = if packet.egress { Hook::Egress } else { Hook::Ingress };
         let mut frame = HostFrame::new(packet.bytes.clone());
+        frame.mark = packet.mark;
         let network =
             if packet.bare { word(&packet.bytes, 12).and_then(link::bare) } else { link::ethernet(&mut frame) };
         let verdict = match network {
@@ -293,6 +303,7 @@ impl World {
 
 fn tables<A: Plan>() -> HostTables<A> {
     let mut tables = HostTables { masquerade_mark: MARK, ..HostTables::default() };
+    tables.masquerade_source = Some(A::nth(NODE));
     tables.service_cidrs = vec![Cidr { network: A::nth(UNOWNED), mask: all_ones() }];
     for service in [3, 4] {
         tables.sources.extend(ADMITTED.map(|client| SourcePrefix { service, address: A::nth(client) }));

@@ -37,6 +37,7 @@ mod spec;
 mod teardown;
 mod topology;
 mod wait;
+pub mod xdp;
 
 pub use agent::{Agent, HEALTHZ, METRICS, Source, http_get, says_synced};
 pub use binary::svc as svc_program;

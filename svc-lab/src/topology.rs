@@ -137,11 +137,12 @@ fn forward(place: &Place, on: bool) -> Result<(), LabError> {
 fn ruleset(index: u8, spec: &Spec) -> String {
     let mut rules = String::from("table inet lab {\n");
     for chain in ["input", "forward", "output"] {
-        // The kernel's own advice to pods that they could reach each other directly belongs to no connection: it would
-        // be counted with the packets that lost theirs.
+        // The kernel's own advice to pods and nodes that they could reach each other directly belongs to no connection: it
+        // would be counted with the packets that lost theirs.
         let _ = writeln!(
             rules,
-            "chain {chain} {{ type filter hook {chain} priority 0; policy accept; icmpv6 type nd-redirect drop; \
+            "chain {chain} {{ type filter hook {chain} priority 0; policy accept; icmp type redirect drop; \
+             icmpv6 type nd-redirect drop; \
              ct state invalid counter drop; }}"
         );
     }

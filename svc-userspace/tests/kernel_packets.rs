@@ -25,7 +25,8 @@ use nix::sys::socket::{AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType
 use svc_common::{
     AffinityKey, Backend, Cidr, Config, Counters, Flow, FlowKey, FragmentKey, FrontendKey, Held, Interface, Reason,
     SlotLine, SourcePrefix,
-    config::{CONFIG_BRIDGES, CONFIG_FILTER, CONFIG_SERVICE_CIDRS, INTERFACE_BRIDGE_PORT},
+    config::{CONFIG_BRIDGES, CONFIG_FILTER, CONFIG_MASQUERADE, CONFIG_SERVICE_CIDRS, INTERFACE_BRIDGE_PORT},
+    flow::FLOW_MASQUERADED,
     fragment::{HELD_PLACES, bpf_spin_lock},
     source_range::SERVICE_BITS,
 };
@@ -68,6 +69,8 @@ struct Met {
     turned: u32,
     /// Packets that the kernel does not take at all.
     refused: u32,
+    /// Entries of flows that the programs masquerade.
+    masqueraded: usize,
     /// Fragments held, and first fragments that came in again with these.
     held: u32,
     again: u32,
@@ -153,6 +156,7 @@ impl Kernel {
         let mut line = SlotLine::default();
         line.backends[..world.v4.slots.len()].copy_from_slice(&world.v4.slots);
         self.map::<Array<_, SlotLine>>("SLOTS").set(0, line, 0).unwrap();
+        let masquerade = if world.v4.programs_masquerade { CONFIG_MASQUERADE } else { 0 };
         let unusual: BTreeSet<u32> = world.v4.unusual.union(&world.v6.unusual).copied().collect();
         let before = std::mem::replace(&mut self.unusual, unusual.clone());
         let mut marks: Array<_, u64> = self.map("UNUSUAL");
@@ -161,8 +165,11 @@ impl Kernel {
         }
         let bridges = if world.v4.interface.flags & INTERFACE_BRIDGE_PORT != 0 { CONFIG_BRIDGES } else { 0 };
         let filter = if world.v4.is_filtered { CONFIG_FILTER } else { 0 };
-        let config =
-            Config { masquerade_mark: MARK, flags: bridges | filter | CONFIG_SERVICE_CIDRS, ..Config::default() };
+        let config = Config {
+            masquerade_mark: MARK,
+            flags: bridges | filter | masquerade | CONFIG_SERVICE_CIDRS,
+            ..Config::default()
+        };
         self.map::<Array<_, Config>>("CONFIG").set(0, config, 0).unwrap();
         self.map::<HashMap<_, u32, Interface>>("INTERFACES").insert(INTERFACE, world.v4.interface, 0).unwrap();
     }
@@ -194,6 +201,8 @@ impl Kernel {
             backends.set(*id, backend, 0).unwrap();
         }
         self.write(&name("VIPS"), &tables.vips);
+        let source = tables.masquerade_source.map(|source| (INTERFACE, source));
+        self.write(&name("MASQUERADE"), &source.into_iter().collect());
         let mut cidrs: Array<_, Cidr<A>> = self.map(&name("SERVICE_CIDRS"));
         for (index, cidr) in (0..).zip(&tables.service_cidrs) {
             cidrs.set(index, *cidr, 0).unwrap();
@@ -272,6 +281,9 @@ impl Kernel {
         let (mut out, mut context) = (vec![0; 4096], vec![0; SKB_LEN]);
         let mut options = TestRunOptions::new();
         options.data_in = Some(&packet.bytes);
+        let mut sent = vec![0; SKB_LEN];
+        sent[SKB_MARK..SKB_MARK + 4].copy_from_slice(&packet.mark.to_ne_bytes());
+        options.ctx_in = Some(&sent);
         options.data_out = Some(&mut out);
         options.ctx_out = Some(&mut context);
         let result = program.test_run(options).ok()?;
@@ -308,6 +320,10 @@ fn assert_entries<K: Debug + Eq + Hash + Copy, V: Debug + PartialEq + Copy>(
 fn now() -> u32 {
     let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE).unwrap();
     (std::time::Duration::from(time).as_nanos() >> 30) as u32
+}
+
+fn masqueraded<A: Plan>(tables: &HostTables<A>) -> usize {
+    tables.flows.values().filter(|flow| flow.flags & FLOW_MASQUERADED != 0).count()
 }
 
 /// What became of a packet.
@@ -409,6 +425,7 @@ fn run(kernel: &mut Kernel, world: &mut World, case: &Case, met: &mut Met) {
             }
         }
     }
+    met.masqueraded += masqueraded(&world.v4) + masqueraded(&world.v6);
     kernel.assert_same(&world.v4);
     kernel.assert_same(&world.v6);
     for (index, service) in SERVICES.iter().enumerate() {
@@ -442,6 +459,7 @@ fn compare_random_cases() {
             && met.again > 20,
         "{met:?}"
     );
+    assert!(met.masqueraded > 40, "{met:?}");
 }
 
 #[test]

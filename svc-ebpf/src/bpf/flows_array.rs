@@ -73,6 +73,8 @@ pub(super) trait FlowTable: FlowWords {
     fn write(key: &FlowKey<Self>, flow: &Flow<Self>, only_if_absent: bool) -> Insert;
     /// Removes an entry.
     fn remove(key: &FlowKey<Self>);
+    /// Removes an entry whose time is still `last_seen`; true for one alone of those who try.
+    fn release(key: &FlowKey<Self>, last_seen: u32) -> bool;
 }
 
 impl<A: FlowTable> Slots<A> {
@@ -351,6 +353,11 @@ macro_rules! family {
             #[inline(always)]
             fn remove(key: &FlowKey<Self>) {
                 repeat((), || if $remove(key) == DONE { Pass::Done(()) } else { Pass::Again });
+            }
+
+            #[inline(always)]
+            fn release(key: &FlowKey<Self>, last_seen: u32) -> bool {
+                Slots::<$address>::new().is_some_and(|memory| table::release(&memory, &item(key), last_seen))
             }
         }
     };

@@ -4,6 +4,8 @@
 //! rewrite, or half of it. It takes the element out of its key's list before it writes to it (`bpf_lru_list_pop_free`,
 //! kernel/bpf/bpf_lru_list.c). So a copy counts only if the key still leads to the same element afterwards.
 
+use core::intrinsics::{AtomicOrdering, atomic_cxchg};
+
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
     btf_maps::LruHashMap,
@@ -37,6 +39,8 @@ pub(super) trait FlowTable: Address {
     fn write(key: &FlowKey<Self>, flow: &Flow<Self>, only_if_absent: bool) -> Insert;
     /// Removes an entry.
     fn remove(key: &FlowKey<Self>);
+    /// Removes an entry whose time is still `last_seen`; true for one alone of those who try.
+    fn release(key: &FlowKey<Self>, last_seen: u32) -> bool;
 }
 
 macro_rules! family {
@@ -91,6 +95,21 @@ macro_rules! family {
             fn remove(key: &FlowKey<Self>) {
                 // Absent already is as good as removed.
                 let _ = $map.remove(key);
+            }
+
+            #[inline(always)]
+            fn release(key: &FlowKey<Self>, last_seen: u32) -> bool {
+                let Some(entry) = $map.get_ptr_mut(key) else { return false };
+                // SAFETY: the field is 4 aligned bytes of the map's memory. Whoever moves the time on has the entry; to the
+                // others it is young.
+                let (_, moved) = unsafe {
+                    atomic_cxchg::<u32, { AtomicOrdering::AcqRel }, { AtomicOrdering::Acquire }>(
+                        &raw mut (*entry).last_seen,
+                        last_seen,
+                        coarse_now(),
+                    )
+                };
+                moved && $map.remove(key).is_ok()
             }
         }
     };

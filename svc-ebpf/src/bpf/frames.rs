@@ -82,7 +82,7 @@ impl SkbFrame {
 /// between pkt pointer and register with unbounded min value is not allowed"). The mask changes nothing and gives it bounds; in
 /// Rust, LLVM would see that it changes nothing and leave it out.
 #[inline(always)]
-fn bounded(mut offset: usize) -> Option<usize> {
+pub(super) fn bounded(mut offset: usize) -> Option<usize> {
     if offset > MAX_READ {
         return None;
     }
@@ -225,5 +225,18 @@ impl Frame for SkbFrame {
     fn mark(&mut self, bits: u32) {
         // SAFETY: `mark` is a writable field of the context.
         unsafe { (*self.skb).mark |= bits };
+    }
+
+    #[inline(always)]
+    fn take_mark(&mut self, bits: u32) -> bool {
+        // SAFETY: as above.
+        unsafe {
+            let mark = (*self.skb).mark;
+            let was_set = mark & bits != 0;
+            if was_set {
+                (*self.skb).mark = mark & !bits;
+            }
+            was_set
+        }
     }
 }

@@ -12,10 +12,11 @@ use svc_common::{
     Address as _, Affinity, AffinityKey, Backend, Cidr, Config, Counters, Flow, FlowKey, FragmentKey, Frontend,
     FrontendKey, Held, Hook, Interface, Ports, Reason, ServiceName, SlotLine, SocketBackend, SocketKey, SocketPeer,
     SourcePrefix,
-    config::{CONFIG_BRIDGES, CONFIG_FILTER, CONFIG_SERVICE_CIDRS},
+    config::{CONFIG_BRIDGES, CONFIG_FILTER, CONFIG_MASQUERADE, CONFIG_SERVICE_CIDRS},
     filter::{FILTER_WORDS, KNOWN_ENDPOINT, KNOWN_FRONTEND, UNUSUAL as UNUSUAL_LEN, filter_place, unusual_place},
     fragment::{HELD_BYTES, HELD_PLACES, held_places},
     hash::SLOTS_PER_LINE,
+    masquerade::PORTS,
     source_range::SERVICE_BITS,
     vip::SERVICE_CIDRS,
 };
@@ -24,6 +25,7 @@ use svc_ebpf::{
     decide::{Decision, decide},
     frame::Frame,
     held::{hold, lead},
+    masquerade::{Outcome, Task, masquerade, try_port},
     open::{Attempt, attempt},
     scratch::Scratch,
     tables::{Decisions, Drops, Insert, Sockets, Tables},
@@ -68,6 +70,13 @@ static SERVICE_CIDRS_V6: Array<Cidr<A6>, { SERVICE_CIDRS as usize }> = Array::ne
 static SOURCE_RANGES_V4: LpmTrie<SourcePrefix<A4>, u32, 65536> = LpmTrie::new();
 #[btf_map]
 static SOURCE_RANGES_V6: LpmTrie<SourcePrefix<A6>, u32, 65536> = LpmTrie::new();
+#[btf_map]
+static MASQUERADE_V4: HashMap<u32, A4, 4096, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+static MASQUERADE_V6: HashMap<u32, A6, 4096, NO_PREALLOC> = HashMap::new();
+/// Of the ports of `svc_common::masquerade`, those that were reserved before: a bit each. The agent's alone.
+#[btf_map]
+static RESERVED: Array<u64, { (PORTS / 64) as usize }> = Array::new();
 #[btf_map]
 static FILTER: Array<u64, { FILTER_WORDS as usize }, MMAPABLE> = Array::new();
 #[btf_map]
@@ -206,6 +215,13 @@ impl Maps {
 #[inline(always)]
 pub(super) fn config() -> Config {
     CONFIG.get(0).copied().unwrap_or_default()
+}
+
+/// True if an interface has a flag in INTERFACES.
+#[inline(always)]
+pub(super) fn has_flag(interface: u32, flag: u8) -> bool {
+    // SAFETY: copied at once.
+    unsafe { INTERFACES.get(&interface) }.is_some_and(|interface| interface.flags & flag != 0)
 }
 
 /// True if a flag of CONFIG is set.
@@ -389,8 +405,8 @@ unsafe fn give_back(held: *mut Held, tag: u32) {
 macro_rules! family {
     (
         $address:ty, $frontends:ident, $backends:ident, $affinity:ident, $fragments:ident, $sockets:ident,
-        $peers:ident, $vips:ident, $cidrs:ident, $sources:ident, $in_cidr:ident, $attempt:ident, $decide:ident,
-        $held:ident, $hold:ident, $lead:ident, $hold_at:ident, $release:ident
+        $peers:ident, $vips:ident, $cidrs:ident, $sources:ident, $in_cidr:ident, $masquerades:ident, $attempt:ident, $decide:ident,
+        $masquerade:ident, $try_port:ident, $held:ident, $hold:ident, $lead:ident, $hold_at:ident, $release:ident
     ) => {
         impl Decisions<$address> for Maps {
             #[inline(always)]
@@ -534,7 +550,51 @@ macro_rules! family {
             0
         }
 
+        /// As above, with a [`Task`] as a number; returns an [`Outcome`] as a number.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        #[expect(unreachable_pub, reason = "as above")]
+        pub extern "C" fn $masquerade(interface: u32, task: u32) -> u32 {
+            let Some(scratch) = <$address>::scratch(Hook::Egress) else { return Outcome::Pass as u32 };
+            masquerade(&mut Maps { interface, ..Maps::without_packet() }, scratch, Task::from_u32(task)) as u32
+        }
+
+        /// As above; returns an [`Outcome`] as a number.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        #[expect(unreachable_pub, reason = "as above")]
+        pub extern "C" fn $try_port(number: u32) -> u32 {
+            let Some(scratch) = <$address>::scratch(Hook::Egress) else { return Outcome::Taken as u32 };
+            try_port(&mut Maps::without_packet(), scratch, number) as u32
+        }
+
         impl Tables<$address> for Maps {
+            #[inline(always)]
+            fn release_flow(&mut self, key: &FlowKey<$address>, last_seen: u32) -> bool {
+                <$address>::release(key, last_seen)
+            }
+
+            #[inline(always)]
+            fn masquerade_source(&mut self) -> Option<$address> {
+                // SAFETY: copied at once.
+                unsafe { $masquerades.get(&self.interface) }.map(|address| address.copy())
+            }
+
+            #[inline(always)]
+            fn programs_masquerade(&mut self) -> bool {
+                config().flags & CONFIG_MASQUERADE != 0
+            }
+
+            #[inline(always)]
+            fn masquerade(&mut self, scratch: &mut Scratch<$address>, task: Task) -> Outcome {
+                Outcome::from_u32(with(scratch, || $masquerade(self.interface, task as u32)))
+            }
+
+            #[inline(always)]
+            fn try_port(&mut self, scratch: &mut Scratch<$address>, number: u32) -> Outcome {
+                Outcome::from_u32(with(scratch, || $try_port(number)))
+            }
+
             #[inline(always)]
             fn hold_early<F: Frame>(&mut self, _frame: &mut F, scratch: &mut Scratch<$address>) -> Verdict {
                 if with(scratch, || $hold(self.skb)) == 1 { Verdict::Held } else { Verdict::Pass }
@@ -668,6 +728,17 @@ macro_rules! family {
             }
 
             #[inline(always)]
+            fn leave_by(&mut self, interface: u32) {
+                self.interface = interface;
+            }
+
+            #[inline(always)]
+            fn count_new(&mut self, flow: &Flow<$address>) {
+                add(STATS_SERVICE.get_ptr_mut(flow.service), 0, 0, 1);
+                add(STATS_BACKEND.get_ptr_mut(flow.backend), 0, 0, 1);
+            }
+
+            #[inline(always)]
             fn count(&mut self, flow: &Flow<$address>, bytes: u32, is_new: bool) {
                 let (bytes, new) = (u64::from(bytes), u64::from(is_new));
                 add(STATS_SERVICE.get_ptr_mut(flow.service), 1, bytes, new);
@@ -726,8 +797,11 @@ family!(
     SERVICE_CIDRS_V4,
     SOURCE_RANGES_V4,
     svc_in_cidr_v4,
+    MASQUERADE_V4,
     svc_attempt_v4,
     svc_decide_v4,
+    svc_masq_v4,
+    svc_port_v4,
     HELD_V4,
     svc_hold_v4,
     svc_lead_v4,
@@ -746,8 +820,11 @@ family!(
     SERVICE_CIDRS_V6,
     SOURCE_RANGES_V6,
     svc_in_cidr_v6,
+    MASQUERADE_V6,
     svc_attempt_v6,
     svc_decide_v6,
+    svc_masq_v6,
+    svc_port_v6,
     HELD_V6,
     svc_hold_v6,
     svc_lead_v6,

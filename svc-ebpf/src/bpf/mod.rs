@@ -10,3 +10,4 @@ mod sock;
 mod tc;
 #[cfg(feature = "wrapper")]
 mod wrapper;
+mod xdp;

@@ -15,15 +15,20 @@ use support::Cluster;
 use table::Table;
 
 /// Fills a lab with the table's Services, asks for every cell, and lists the wrong ones.
-fn holds(table: &Table, spec: Spec, socket_lb: SocketLb) -> Result<()> {
+fn holds(table: &Table, spec: Spec, socket_lb: SocketLb, more: &[&str]) -> Result<()> {
     let start = Instant::now();
     let what = table.name;
-    let title =
-        format!("{what}: {:?} pods, rp_filter {}, --socket-lb {}", spec.cni, spec.rp_filter, socket_lb.as_str());
+    let title = format!(
+        "{what}: {:?} pods, rp_filter {}, --socket-lb {} {}",
+        spec.cni,
+        spec.rp_filter,
+        socket_lb.as_str(),
+        more.join(" ")
+    );
     let (cells, excluded) = table.cells(spec.cni, socket_lb);
     let mut cluster = Cluster::build(spec)?;
     run::prepare(&cluster, table)?;
-    cluster.start(&["--socket-lb", socket_lb.as_str(), "--external-ips"])?;
+    cluster.start(&[&["--socket-lb", socket_lb.as_str(), "--external-ips"], more].concat())?;
     let wrong = run::ask(&cluster, &cells)?;
     // Written past the capture of the test harness: a figure nobody sees is no report.
     let mut report = format!("{title}: {} cells in {} s", cells.len(), start.elapsed().as_secs());
@@ -41,7 +46,7 @@ fn holds(table: &Table, spec: Spec, socket_lb: SocketLb) -> Result<()> {
 
 /// A lab of the matrix.
 fn matrix(cni: Cni, rp_filter: u8, socket_lb: SocketLb) -> Result<()> {
-    holds(&Table::of_places(), Spec { cni, rp_filter, ..Spec::default() }, socket_lb)
+    holds(&Table::of_places(), Spec { cni, rp_filter, ..Spec::default() }, socket_lb, &[])
 }
 
 #[test]
@@ -87,7 +92,12 @@ fn the_matrix_holds_for_bridged_pods_with_no_socket_translated() -> Result<()> {
 #[test]
 fn the_matrix_holds_for_bridged_pods_with_br_netfilter() -> Result<()> {
     let spec = Spec { cni: Cni::Bridge, rp_filter: 1, br_netfilter: true, ..Spec::default() };
-    holds(&Table::of_places(), spec, SocketLb::Auto)
+    holds(&Table::of_places(), spec, SocketLb::Auto, &[])
+}
+
+#[test]
+fn the_matrix_holds_where_the_programs_masquerade() -> Result<()> {
+    holds(&Table::of_places(), Spec { rp_filter: 1, ..Spec::default() }, SocketLb::Off, &["--masquerade", "programs"])
 }
 
 #[test]
@@ -112,10 +122,10 @@ fn the_matrix_holds_for_pods_of_an_overlay_with_no_socket_translated() -> Result
 
 #[test]
 fn the_matrix_holds_for_endpoints_of_every_condition_asked_through_sockets() -> Result<()> {
-    holds(&Table::of_conditions(), Spec { rp_filter: 1, ..Spec::default() }, SocketLb::All)
+    holds(&Table::of_conditions(), Spec { rp_filter: 1, ..Spec::default() }, SocketLb::All, &[])
 }
 
 #[test]
 fn the_matrix_holds_for_endpoints_of_every_condition_asked_by_packets() -> Result<()> {
-    holds(&Table::of_conditions(), Spec { rp_filter: 1, ..Spec::default() }, SocketLb::Host)
+    holds(&Table::of_conditions(), Spec { rp_filter: 1, ..Spec::default() }, SocketLb::Host, &[])
 }

@@ -29,6 +29,7 @@ pub(crate) struct Cluster {
     pub(crate) far: Pod,
     pub(crate) host: Pod,
     agents: Vec<Agent>,
+    kept: Vec<std::os::fd::OwnedFd>,
 }
 
 impl Cluster {
@@ -52,7 +53,12 @@ impl Cluster {
             place.set_sysctls(&[("net.ipv4.ip_local_port_range", range)])?;
         }
         let manifests = lab.manifests("manifests")?;
-        Ok(Self { lab, manifests, client, near, far, host, agents: Vec::new() })
+        Ok(Self { lab, manifests, client, near, far, host, agents: Vec::new(), kept: Vec::new() })
+    }
+
+    /// Keeps something open for as long as the cluster is there.
+    pub(crate) fn keep(&mut self, it: std::os::fd::OwnedFd) {
+        self.kept.push(it);
     }
 
     /// Writes a Service that these pods serve.
@@ -67,6 +73,20 @@ impl Cluster {
         }
         self.agents = self.lab.start_agents(Source::Manifests(self.manifests.path()), extra)?;
         Ok(())
+    }
+
+    /// The log of the agent of a node.
+    pub(crate) fn log(&self, node: u8) -> Result<String> {
+        let agent = self.agents.iter().find(|agent| agent.node().index == node);
+        let agent = agent.ok_or_else(|| anyhow::anyhow!("node{node} has no agent"))?;
+        Ok(std::fs::read_to_string(agent.log())?)
+    }
+
+    /// Kills the agent of a node.
+    pub(crate) fn kill(&mut self, node: u8) -> Result<()> {
+        let at = self.agents.iter().position(|agent| agent.node().index == node);
+        let at = at.ok_or_else(|| anyhow::anyhow!("node{node} has no agent"))?;
+        Ok(self.agents.remove(at).kill()?)
     }
 
     /// A metric of the agent of a node, one without labels; `None` if it does not have it.

@@ -9,6 +9,7 @@
 //! what an object says.
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::Arc,
@@ -17,6 +18,7 @@ use std::{
 
 use anyhow::Context;
 use ipnet::IpNet;
+use svc_common::Scope;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -29,8 +31,8 @@ use crate::{
     dns,
     health::{self, Health},
     interfaces::{self, InterfaceEvent, InterfaceOptions},
-    kernel::{self, AttachMode, Dataplane, MASQUERADE_MARK, check::Verdict, view::Pins},
-    masquerade,
+    kernel::{self, AttachMode, Dataplane, MASQUERADE_MARK, Xdp, check::Verdict, view::Pins},
+    masquerade::{self, MasqueradeError},
     metrics::Metrics,
     model::{Change, Claims},
     sockets::{self, Gone},
@@ -60,6 +62,18 @@ pub enum Source {
     Manifests(PathBuf),
 }
 
+/// Who gives flows from outside to other nodes an address of this node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Masquerade {
+    /// nftables where the kernel has it, else, and with XDP, the programs
+    #[default]
+    Auto,
+    /// The kernel's NAT, by two rules in nftables
+    Nftables,
+    /// The programs, with the ports 49152-65535, which are reserved for them
+    Programs,
+}
+
 /// Everything the agent has to be told.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -75,6 +89,10 @@ pub struct Options {
     pub node_port_addresses: NodePortAddresses,
     /// Node ports are served on 127.0.0.1 and ::1, by the socket hooks.
     pub loopback_node_ports: bool,
+    /// Who masquerades.
+    pub masquerade: Masquerade,
+    /// Whether uplinks get the XDP program.
+    pub xdp: Xdp,
     /// `CONFIG_SOCKET_*`.
     pub config_flags: u32,
     /// Honour `spec.externalIPs`.
@@ -113,14 +131,23 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         None => (None, None, Claims::Nobody),
     };
 
+    let programs_masquerade = match options.masquerade {
+        Masquerade::Nftables => false,
+        Masquerade::Programs => true,
+        Masquerade::Auto => {
+            options.xdp != Xdp::Off || matches!(masquerade::probe(), Err(MasqueradeError::Unsupported(_)))
+        }
+    };
     let wanted = kernel::Options {
         bpffs: options.bpffs.clone(),
         cgroup: options.cgroup.clone(),
         capacity: options.capacity,
         flows: options.flows,
         config_flags: options.config_flags,
+        programs_masquerade,
         service_cidrs: options.service_cidrs.clone(),
         attach: AttachMode::Auto,
+        xdp: options.xdp,
     };
     let (mut dataplane, observed) =
         Dataplane::start_with_object(&wanted, kernel::object::object()).context("cannot start the dataplane")?;
@@ -132,11 +159,20 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             }
         });
     }
-    masquerade::install(MASQUERADE_MARK).context("cannot install the masquerade rule")?;
+    if programs_masquerade {
+        // A table that stands there stays: connections that it masquerades go on.
+        if let Err(error) = dataplane.reserve_ports() {
+            let error = anyhow::Error::from(error);
+            tracing::warn!("sockets of this host may get ports that the programs masquerade with: {error:#}");
+        }
+    } else {
+        masquerade::install(MASQUERADE_MARK).context("cannot install the masquerade rule")?;
+    }
     warn_about_lacks(&options);
     tracing::info!(
         node = %options.node_name,
         bpffs = %options.bpffs.display(),
+        masquerade = if programs_masquerade { "programs" } else { "nftables" },
         adopted_services = observed.services.len(),
         "dataplane started"
     );
@@ -183,6 +219,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         engine,
         links: Links::default(),
         addresses: Vec::new(),
+        ways_out: BTreeSet::new(),
         node_seen: false,
         health,
         metrics,
@@ -236,6 +273,8 @@ struct Agent {
     engine: Engine<Dataplane>,
     links: Links,
     addresses: Vec<node::LocalAddress>,
+    /// Interfaces that lead to other nodes and beyond.
+    ways_out: BTreeSet<u32>,
     node_seen: bool,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
@@ -393,21 +432,44 @@ impl Agent {
     fn interface(&mut self, event: InterfaceEvent) {
         let now_ms = self.now_ms();
         match event {
-            InterfaceEvent::Set(spec) => self.links.set(spec, self.engine.maps(), &self.metrics, now_ms),
-            InterfaceEvent::Gone(index) => self.links.gone(index, self.engine.maps()),
+            InterfaceEvent::Set(spec) => {
+                let leads_out = spec.entry.scope != Scope::Inside as u8;
+                let is_new =
+                    if leads_out { self.ways_out.insert(spec.index) } else { self.ways_out.remove(&spec.index) };
+                if is_new {
+                    // Before packets leave by it: they could not be masqueraded.
+                    self.set_masquerade_sources();
+                }
+                self.links.set(spec, self.engine.maps(), &self.metrics, now_ms);
+            }
+            InterfaceEvent::Gone(index) => {
+                self.links.gone(index, self.engine.maps());
+                if self.ways_out.remove(&index) {
+                    self.set_masquerade_sources();
+                }
+            }
             InterfaceEvent::Addresses(addresses) => {
                 let local = |address: interfaces::NodeAddress| node::LocalAddress {
                     address: address.address,
                     primary: address.primary,
+                    interface: address.index,
                 };
                 self.addresses = addresses.into_iter().map(local).collect();
                 self.set_node();
+                self.set_masquerade_sources();
             }
             InterfaceEvent::Synced => {
                 self.set_node();
                 self.links.retain(self.engine.maps());
                 self.engine.interfaces_listed();
             }
+        }
+    }
+
+    fn set_masquerade_sources(&mut self) {
+        let sources = node::masquerade_sources(self.ways_out.iter().copied(), &self.addresses);
+        if let Err(error) = self.engine.maps().set_masquerade_sources(&sources) {
+            tracing::error!("cannot write the addresses to masquerade with: {:#}", anyhow::Error::from(error));
         }
     }
 

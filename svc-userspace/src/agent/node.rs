@@ -1,11 +1,12 @@
 //! What the agent knows of its own node, from the Node object and from the interfaces: pure.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 
 use crate::{
     compile::NodeContext,
+    kernel::Sources,
     model::{Family, Node},
 };
 
@@ -25,6 +26,29 @@ pub struct LocalAddress {
     pub address: IpAddr,
     /// The first one of its family on an uplink.
     pub primary: bool,
+    /// Index of its interface.
+    pub interface: u32,
+}
+
+/// The addresses that masqueraded packets get which leave by these interfaces: of each family the first one of the interface,
+/// else the primary one, else any.
+pub fn masquerade_sources(
+    interfaces: impl IntoIterator<Item = u32>,
+    addresses: &[LocalAddress],
+) -> BTreeMap<u32, Sources> {
+    let reachable = || addresses.iter().filter(|local| is_reachable(&local.address));
+    let source = |index: u32, family: Family| {
+        let of_family = || reachable().filter(move |local| Family::of(local.address) == family);
+        let own = of_family().find(|local| local.interface == index);
+        own.or_else(|| of_family().find(|local| local.primary))
+            .or_else(|| of_family().next())
+            .map(|local| local.address)
+    };
+    let sources = |index: u32| Sources {
+        v4: source(index, Family::V4).and_then(|address| if let IpAddr::V4(v4) = address { Some(v4) } else { None }),
+        v6: source(index, Family::V6).and_then(|address| if let IpAddr::V6(v6) = address { Some(v6) } else { None }),
+    };
+    interfaces.into_iter().map(|index| (index, sources(index))).collect()
 }
 
 /// What compilation must know of this node.
@@ -81,7 +105,7 @@ mod tests {
     }
 
     fn local(text: &str, primary: bool) -> LocalAddress {
-        LocalAddress { address: address(text), primary }
+        LocalAddress { address: address(text), primary, interface: 2 }
     }
 
     fn node_ports(node: Option<&Node>, chosen: &NodePortAddresses) -> NodeContext {
@@ -112,6 +136,26 @@ mod tests {
         let context = node_ports(Some(&node), &NodePortAddresses::Primary);
         assert_eq!(context.node_port_addresses, [address("10.1.0.1"), address("2001:db8::10")]);
         assert_eq!(context.zone.as_deref(), Some("z1"));
+    }
+
+    #[test]
+    fn masqueraded_packets_get_an_address_of_the_interface_or_the_primary_one() {
+        let on = |interface, text, primary| LocalAddress { address: address(text), primary, interface };
+        let addresses = [
+            on(3, "10.1.0.0", false),
+            on(2, "192.0.2.9", false),
+            on(2, "192.0.2.10", true),
+            on(2, "fe80::1", false),
+            on(4, "2001:db8::7", false),
+        ];
+        let sources = masquerade_sources([2, 3, 9], &addresses);
+        let of =
+            |index: u32| (sources[&index].v4.map(|v4| v4.to_string()), sources[&index].v6.map(|v6| v6.to_string()));
+        let v6 = Some("2001:db8::7".to_owned());
+        assert_eq!(of(2), (Some("192.0.2.9".to_owned()), v6.clone()));
+        assert_eq!(of(3), (Some("10.1.0.0".to_owned()), v6.clone()));
+        assert_eq!(of(9), (Some("192.0.2.10".to_owned()), v6));
+        assert_eq!(masquerade_sources([2], &[])[&2], Sources::default());
     }
 
     #[test]

@@ -17,8 +17,9 @@ use svc_common::{
 
 use super::preflight;
 use crate::{
-    agent::{self, node::NodePortAddresses},
+    agent::{self, Masquerade, node::NodePortAddresses},
     dns::{self, upstream::Upstream},
+    kernel::Xdp,
     model::{Claims, Family, is_label},
     tables::Capacity,
 };
@@ -54,8 +55,11 @@ pub struct AgentArgs {
     /// Whose connections are translated when they are made; host processes depend on it
     #[arg(long, env = "SVC_SOCKET_LB", value_name = "MODE", value_enum, default_value_t)]
     pub socket_lb: SocketLb,
-    /// Whether uplinks use XDP: auto or off (this build has no XDP program; auto means off)
-    #[arg(long, env = "SVC_XDP", value_name = "MODE", default_value = "auto", value_parser = parse_xdp)]
+    /// Who masquerades flows from outside to endpoints on other nodes
+    #[arg(long, env = "SVC_MASQUERADE", value_name = "WHO", value_enum, default_value_t)]
+    pub masquerade: Masquerade,
+    /// Where flows from outside to other nodes are forwarded before the stack, and netfilter, see them
+    #[arg(long, env = "SVC_XDP", value_name = "MODE", value_enum, default_value_t)]
     pub xdp: Xdp,
     /// Serve `spec.externalIPs`; whoever may write Services may then claim any address
     #[arg(long, env = "SVC_EXTERNAL_IPS", value_parser = BoolishValueParser::new())]
@@ -146,24 +150,6 @@ impl SocketLb {
     }
 }
 
-/// `--xdp`, as far as this build has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Xdp {
-    /// What is best: off, as long as there is no XDP program.
-    Auto,
-    /// Not used.
-    Off,
-}
-
-fn parse_xdp(text: &str) -> Result<Xdp, String> {
-    match text {
-        "auto" => Ok(Xdp::Auto),
-        "off" => Ok(Xdp::Off),
-        "native" | "generic" => Err("this build has no XDP program: use auto or off".to_owned()),
-        _ => Err("use auto or off".to_owned()),
-    }
-}
-
 fn parse_domain(text: &str) -> Result<Name, String> {
     let bare = text.strip_suffix('.').unwrap_or(text);
     if !bare.split('.').all(is_label) {
@@ -222,6 +208,10 @@ pub fn run(bpffs: PathBuf, args: AgentArgs) -> anyhow::Result<()> {
         (Some(dir), _) => agent::Source::Manifests(dir.clone()),
         (None, kubeconfig) => agent::Source::Kubernetes(kubeconfig.clone()),
     };
+    anyhow::ensure!(
+        args.xdp == Xdp::Off || args.masquerade != Masquerade::Nftables,
+        "--xdp forwards flows that the programs masquerade: use --masquerade auto or programs, or --xdp off"
+    );
     check_service_cidrs(&args.service_cidrs).context("cannot start the agent")?;
     let dns = dns_options(&args).context("cannot start the agent")?;
     let cgroup = match args.socket_lb {
@@ -240,6 +230,8 @@ pub fn run(bpffs: PathBuf, args: AgentArgs) -> anyhow::Result<()> {
         node_port_addresses: args.nodeport_addresses,
         loopback_node_ports: args.socket_lb != SocketLb::Off,
         config_flags: args.socket_lb.flags(),
+        masquerade: args.masquerade,
+        xdp: args.xdp,
         external_ips: args.external_ips,
         pools,
         service_cidrs: args.service_cidrs,

@@ -26,10 +26,13 @@ pub fn text(bpffs: &Path, report: &CleanupReport, wide: bool) -> String {
     if report.is_empty() {
         return format!("Nothing to remove: nothing is pinned below {} and nothing is attached.\n", bpffs.display());
     }
-    let CleanupReport { detached, pins, masquerade } = report;
+    let CleanupReport { detached, pins, masquerade, reserved_ports } = report;
     let (detachments, removals) = (render::number(detached.len(), "program"), render::number(pins.len(), "pin"));
     let mut text = format!("Detached {detachments}, removed {removals} below {}", bpffs.display());
     text.push_str(if *masquerade { " and the nftables table.\n" } else { ".\n" });
+    if *reserved_ports {
+        text.push_str("The ports for masquerading are not reserved any more.\n");
+    }
     if wide {
         for line in detached.iter().chain(pins) {
             let _ = writeln!(text, "{line}");

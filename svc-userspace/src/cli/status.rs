@@ -13,7 +13,8 @@ use serde::Serialize;
 use svc_common::{
     BackendState, LAYOUT_VERSION, Scope,
     config::{
-        CONFIG_SOCKET_HOST, CONFIG_SOCKET_PODS_TCP, CONFIG_SOCKET_PODS_UDP, CONFIG_SYNCED, INTERFACE_BRIDGE_PORT,
+        CONFIG_MASQUERADE, CONFIG_SOCKET_HOST, CONFIG_SOCKET_PODS_TCP, CONFIG_SOCKET_PODS_UDP, CONFIG_SYNCED,
+        INTERFACE_BRIDGE_PORT,
     },
 };
 
@@ -43,6 +44,8 @@ pub struct Status {
     pub agent: AgentStatus,
     /// Whose sockets are translated: `host`, `pods-tcp`, `pods-udp`.
     pub socket_lb: Vec<&'static str>,
+    /// Who masquerades new flows: `nftables` or `programs`.
+    pub masquerade: &'static str,
     /// Services, by namespace and name.
     pub services: usize,
     /// Service ports, each family for itself.
@@ -159,6 +162,7 @@ pub fn status(bpffs: &Path, snapshot: &Snapshot, agent: AgentStatus) -> Status {
         synced: flag(CONFIG_SYNCED),
         agent,
         socket_lb: socket_lb.iter().filter(|&&(bit, _)| flag(bit)).map(|&(_, name)| name).collect(),
+        masquerade: if flag(CONFIG_MASQUERADE) { "programs" } else { "nftables" },
         services: services.len(),
         service_ports: snapshot.services.len(),
         frontends: snapshot.frontends.len(),
@@ -197,6 +201,7 @@ pub fn text(status: &Status, wide: bool) -> String {
         ("Synced", synced.to_owned()),
         ("Agent", agent),
         ("Socket LB", socket_lb),
+        ("Masquerade", status.masquerade.to_owned()),
         ("Services", format!("{} ({})", status.services, render::number(status.service_ports, "port"))),
         ("Frontends", status.frontends.to_string()),
         ("Backends", backends),

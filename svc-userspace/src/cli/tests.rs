@@ -179,6 +179,7 @@ Dataplane:  /sys/fs/bpf/svc (layout 2)
 Synced:     yes
 Agent:      unreachable at 127.0.0.1:10256: connection refused
 Socket LB:  host
+Masquerade: nftables
 Services:   2 (2 ports)
 Frontends:  4
 Backends:   1 (+1 terminating)
@@ -216,6 +217,7 @@ fn cleanup_says_what_went_and_names_it_when_asked() {
         detached: vec!["link a".to_owned()],
         pins: vec!["/sys/fs/bpf/svc/b".to_owned()],
         masquerade: true,
+        reserved_ports: false,
     };
     let first = "Detached 1 program, removed 1 pin below /sys/fs/bpf/svc and the nftables table.\n";
     assert_eq!(cleanup::text(bpffs, &report, false), first);

@@ -147,7 +147,7 @@ pub fn node_addresses(inventory: &Inventory, options: &InterfaceOptions) -> Vec<
             let taken = if address.is_ipv4() { &mut primary_v4 } else { &mut primary_v6 };
             let primary = uplink && !*taken;
             *taken |= primary;
-            found.push(NodeAddress { address: *address, interface: link.name.clone(), primary });
+            found.push(NodeAddress { address: *address, index: link.index, interface: link.name.clone(), primary });
         }
     }
     found

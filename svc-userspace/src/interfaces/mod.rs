@@ -29,7 +29,9 @@ pub struct InterfaceOptions {
 pub struct NodeAddress {
     /// The address.
     pub address: IpAddr,
-    /// Name of the interface that has it.
+    /// Index of the interface that has it.
+    pub index: u32,
+    /// Name of that interface.
     pub interface: String,
     /// The first of its family on an uplink.
     pub primary: bool,

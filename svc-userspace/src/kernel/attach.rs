@@ -15,7 +15,7 @@ use super::{
     links::{self, LinkTarget, TCX_EGRESS, TCX_INGRESS},
     load::Programs,
     pins::Layout,
-    sys,
+    sys, xdp,
 };
 
 /// Which way packets go.
@@ -180,10 +180,10 @@ pub(super) fn remove_pin(path: &Path) -> Result<bool, KernelError> {
 /// the same index is another interface.
 pub(super) fn remove_stale(layout: &Layout, same_namespace: bool) -> Result<(), KernelError> {
     for (name, path) in layout.links()? {
-        let Some((index, _)) = parse_pin(&name) else { continue };
+        let Some(index) = parse_pin(&name).map(|(index, _)| index).or_else(|| xdp::parse_pin(&name)) else { continue };
         let attached = sys::object_get(&path)
             .and_then(|link| links::info(link.as_fd()))
-            .is_ok_and(|info| matches!(info.target, LinkTarget::Tcx { index: found, .. } if found == index));
+            .is_ok_and(|info| matches!(info.target, LinkTarget::Tcx { index: found, .. } | LinkTarget::Xdp { index: found } if found == index));
         if !(attached && same_namespace) {
             tracing::info!(pin = %path.display(), "removed the link of an interface that is gone");
             unpin(&path)?;

@@ -10,6 +10,7 @@ use super::{
     pins::{self, Layout},
     sys,
     view::Attachment,
+    xdp,
 };
 
 /// Attachments of all pinned links, and of our clsact filters on these interfaces of this network namespace.
@@ -22,11 +23,18 @@ pub(super) fn read(layout: &Layout, interfaces: impl Iterator<Item = u32>) -> Re
         let Ok(info) = sys::object_get(&path).and_then(|link| links::info(link.as_fd())) else { continue };
         let fallback = || match attach::parse_pin(&pin) {
             Some((_, direction)) => format!("svc_{}", direction.name()),
+            None if xdp::parse_pin(&pin).is_some() => xdp::PROGRAMS[0].to_owned(),
             None => pin.clone(),
         };
         let program = programs.get(&info.program).cloned().unwrap_or_else(fallback);
         match info.target {
-            LinkTarget::Tcx { index: 0, .. } | LinkTarget::Cgroup { id: 0, .. } | LinkTarget::Other => {}
+            LinkTarget::Tcx { index: 0, .. }
+            | LinkTarget::Xdp { index: 0 }
+            | LinkTarget::Cgroup { id: 0, .. }
+            | LinkTarget::Other => {}
+            LinkTarget::Xdp { index } => {
+                found.push(Attachment { program, how: "xdp", to: interface_name(index) });
+            }
             LinkTarget::Tcx { index, .. } => {
                 found.push(Attachment { program, how: "tcx", to: interface_name(index) });
             }

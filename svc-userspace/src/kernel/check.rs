@@ -249,12 +249,14 @@ fn socket_destroy(tried: io::Result<()>) -> Finding {
 
 fn nf_tables() -> Finding {
     match crate::masquerade::probe() {
-        Ok(()) => Finding::ok("nf_tables NAT", "the kernel chooses the source ports of masqueraded flows"),
+        Ok(()) => {
+            Finding::ok("nf_tables NAT", "the kernel chooses the source ports of masqueraded flows (--masquerade auto)")
+        }
         Err(error) => Finding::not(
-            Verdict::Missing,
+            Verdict::Degraded,
             error.to_string(),
-            "traffic from outside to endpoints on other nodes cannot be masqueraded",
-            "load the modules nf_tables and nft_masq",
+            "the programs choose the source ports of masqueraded flows (--masquerade auto)",
+            "load the modules nf_tables and nft_masq, if the kernel shall choose them",
         ),
     }
 }

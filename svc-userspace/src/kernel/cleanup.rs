@@ -21,12 +21,14 @@ pub struct CleanupReport {
     pub pins: Vec<String>,
     /// The nf_tables table.
     pub masquerade: bool,
+    /// Ports that were reserved for masquerading are not any more.
+    pub reserved_ports: bool,
 }
 
 impl CleanupReport {
     /// True if there was nothing to remove.
     pub fn is_empty(&self) -> bool {
-        self.detached.is_empty() && self.pins.is_empty() && !self.masquerade
+        self.detached.is_empty() && self.pins.is_empty() && !self.masquerade && !self.reserved_ports
     }
 }
 
@@ -63,6 +65,7 @@ pub fn cleanup(bpffs: &Path) -> Result<CleanupReport, KernelError> {
                 .extend(removed.map(|name| format!("clsact {} of interface {index}: {name}", direction.name())));
         }
     }
+    report.reserved_ports = super::masquerade::restore_ports(&current)?;
     for version in pins::layouts(bpffs)? {
         remove_layout(&bpffs.join(format!("layout-{version}")), &mut report)?;
     }

@@ -82,6 +82,13 @@ pub enum KernelError {
         /// What is wrong, and what to do.
         message: String,
     },
+    /// The ports that the programs masquerade with cannot be kept from the host's sockets, or given back.
+    #[error(
+        "{path}: {0}: write it as the host's root, or make /proc/sys writable: the ports {first}-65535 are to be reserved",
+        path = crate::reserved_ports::PATH,
+        first = svc_common::masquerade::FIRST_PORT
+    )]
+    ReservedPorts(io::Error),
     /// nf_tables.
     #[error(transparent)]
     Masquerade(#[from] crate::masquerade::MasqueradeError),

@@ -5,7 +5,7 @@
 use svc_common::{
     Address, Flow, FlowKey, Hook, SocketKey, SocketPeer,
     filter::{KNOWN_ENDPOINT, KNOWN_FRONTEND, filter_place, unusual_place},
-    flow::{FLOW_DIRECT, FLOW_HAIRPIN},
+    flow::{FLOW_DIRECT, FLOW_HAIRPIN, FLOW_MASQUERADED},
 };
 
 use super::{
@@ -58,12 +58,15 @@ where
     each_entry(layout, name, &mut |key: FlowKey<A>, flow: Flow<A>| {
         let mut know = |address: &A, port, bit| set(words, address, port, key.protocol, bit);
         let is_hairpin = flow.flags & FLOW_HAIRPIN != 0;
-        if key.hook == Hook::Egress as u8 {
+        let is_masqueraded = flow.flags & FLOW_MASQUERADED != 0;
+        if is_masqueraded && key.hook == Hook::Egress as u8 {
+            // Its packets are marked.
+        } else if key.hook == Hook::Egress as u8 {
             know(&key.source, key.source_port, KNOWN_ENDPOINT);
             if !is_hairpin {
                 know(&flow.address, flow.port, KNOWN_FRONTEND);
             }
-        } else if is_hairpin || flow.flags & FLOW_DIRECT != 0 {
+        } else if is_hairpin || is_masqueraded || flow.flags & FLOW_DIRECT != 0 {
             unusual.insert(unusual_place(&key.source, &key.destination));
         } else {
             know(&key.destination, key.destination_port, KNOWN_FRONTEND);

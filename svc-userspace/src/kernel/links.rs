@@ -14,12 +14,16 @@ const BPF_LINK_DETACH: libc::c_int = 34;
 
 /// `BPF_LINK_TYPE_CGROUP`.
 const LINK_CGROUP: u32 = 3;
+/// `BPF_LINK_TYPE_XDP`.
+const LINK_XDP: u32 = 6;
 /// `BPF_LINK_TYPE_TCX`.
 const LINK_TCX: u32 = 11;
 /// `BPF_TCX_INGRESS`.
 pub(super) const TCX_INGRESS: u32 = 46;
 /// `BPF_TCX_EGRESS`.
 pub(super) const TCX_EGRESS: u32 = 47;
+/// `BPF_XDP`.
+const XDP: u32 = 37;
 /// `BPF_F_BEFORE`.
 const F_BEFORE: u32 = 1 << 3;
 /// `BPF_F_AFTER`.
@@ -30,6 +34,8 @@ const F_AFTER: u32 = 1 << 4;
 pub(super) enum LinkTarget {
     /// TCX, of an interface index (0: the interface is gone).
     Tcx { index: u32, attach_type: u32 },
+    /// XDP, of an interface index (0: the interface is gone).
+    Xdp { index: u32 },
     /// A cgroup, of its id (0: the cgroup is gone).
     Cgroup { id: u64, attach_type: u32 },
     /// Something this project never attaches to.
@@ -52,6 +58,7 @@ pub(super) fn info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     let word =
         |at: usize| (info[at / 2] >> if cfg!(target_endian = "little") == (at % 2 == 1) { 32 } else { 0 }) as u32;
     let target = match word(0) {
+        LINK_XDP => LinkTarget::Xdp { index: word(4) },
         LINK_TCX => LinkTarget::Tcx { index: word(4), attach_type: word(5) },
         LINK_CGROUP => LinkTarget::Cgroup { id: info[2], attach_type: word(6) },
         _ => LinkTarget::Other,
@@ -79,6 +86,18 @@ pub(super) fn create_tcx(program: BorrowedFd<'_>, index: u32, attach_type: u32) 
         program: program.as_raw_fd().cast_unsigned(),
         target: index,
         attach_type,
+        flags,
+        ..Default::default()
+    };
+    bpf(BPF_LINK_CREATE, &mut attributes).map(owned)
+}
+
+/// Attaches an XDP program to an interface by index; `flags` are `XDP_FLAGS_*`. Refused if there is another one.
+pub(super) fn create_xdp(program: BorrowedFd<'_>, index: u32, flags: u32) -> io::Result<OwnedFd> {
+    let mut attributes = LinkCreateAttributes {
+        program: program.as_raw_fd().cast_unsigned(),
+        target: index,
+        attach_type: XDP,
         flags,
         ..Default::default()
     };

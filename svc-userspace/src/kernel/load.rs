@@ -16,13 +16,14 @@ use super::{
     log::ProgramLog,
     pins::{Layout, MapShape, adopt_or_remove},
     sys,
+    xdp::{self, Xdp},
 };
 
 /// Classifiers of the object.
 pub(super) const CLASSIFIERS: [&str; 4] = ["svc_ingress", "svc_egress", "svc_ingress_l3", "svc_egress_l3"];
 
 /// Every map of the object, in the order in which it is reported.
-pub(super) const MAPS: [&str; 31] = [
+pub(super) const MAPS: [&str; 34] = [
     "SERVICES",
     "FRONTENDS_V4",
     "FRONTENDS_V6",
@@ -39,6 +40,9 @@ pub(super) const MAPS: [&str; 31] = [
     "SERVICE_CIDRS_V6",
     "SOURCE_RANGES_V4",
     "SOURCE_RANGES_V6",
+    "MASQUERADE_V4",
+    "MASQUERADE_V6",
+    "RESERVED",
     "FILTER",
     "UNUSUAL",
     "FRAGMENTS_V4",
@@ -111,7 +115,33 @@ pub(super) fn load(object: &[u8], layout: &Layout, options: &Options) -> Result<
         pin_program(layout, name, &fd)?;
         programs.insert(name, fd);
     }
+    let wanted = Some(options.xdp).filter(|mode| *mode != Xdp::Off).map(Xdp::program);
+    for name in xdp::PROGRAMS {
+        if wanted != Some(name) {
+            super::attach::remove_pin(&layout.program(name))?;
+            continue;
+        }
+        match load_xdp(&mut ebpf, name) {
+            Ok(fd) => {
+                pin_program(layout, name, &fd)?;
+                programs.insert(name, fd);
+            }
+            Err(message) => tracing::warn!("the XDP program is not loaded, packets go through tc: {message}"),
+        }
+    }
     Ok(Loaded { programs, adopted, log: ProgramLog::of(&mut ebpf) })
+}
+
+/// Loads the XDP program, which nothing depends on. Linux before 5.18 takes none for frames in several buffers.
+fn load_xdp(ebpf: &mut aya::Ebpf, name: &str) -> Result<OwnedFd, String> {
+    match ebpf.program_mut(name) {
+        Some(Program::Xdp(program)) => {
+            program.load().map_err(|error| chain(&error))?;
+            let fd = program.fd().map_err(|error| chain(&error))?;
+            fd.as_fd().try_clone_to_owned().map_err(|error| error.to_string())
+        }
+        _ => Err("the object has none".to_owned()),
+    }
 }
 
 /// Pins a program in place of its predecessor: somebody who looks always finds one.

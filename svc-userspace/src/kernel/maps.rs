@@ -34,6 +34,8 @@ pub(super) struct Maps {
     pub(super) service_cidrs_v6: Array<MapData, Cidr<[u8; 16]>>,
     pub(super) source_ranges_v4: LpmTrie<MapData, SourcePrefix<[u8; 4]>, u32>,
     pub(super) source_ranges_v6: LpmTrie<MapData, SourcePrefix<[u8; 16]>, u32>,
+    pub(super) masquerade_v4: HashMap<MapData, u32, [u8; 4]>,
+    pub(super) masquerade_v6: HashMap<MapData, u32, [u8; 16]>,
     pub(super) filter: Table<u64>,
     pub(super) unusual: Array<MapData, u64>,
     /// No earlier agent has had these maps: ids that were never given have never counted anything.
@@ -61,6 +63,8 @@ impl Maps {
             service_cidrs_v6: open(layout, "SERVICE_CIDRS_V6")?,
             source_ranges_v4: open(layout, "SOURCE_RANGES_V4")?,
             source_ranges_v6: open(layout, "SOURCE_RANGES_V6")?,
+            masquerade_v4: open(layout, "MASQUERADE_V4")?,
+            masquerade_v6: open(layout, "MASQUERADE_V6")?,
             filter: Table::open(layout, "FILTER")?,
             unusual: open(layout, "UNUSUAL")?,
         })

@@ -8,7 +8,10 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use svc_common::{
     Cidr, Config, Interface,
-    config::{CONFIG_BRIDGES, CONFIG_FILTER, CONFIG_SERVICE_CIDRS, CONFIG_SYNCED, INTERFACE_BRIDGE_PORT},
+    config::{
+        CONFIG_BRIDGES, CONFIG_FILTER, CONFIG_MASQUERADE, CONFIG_PORTS_RESERVED, CONFIG_SERVICE_CIDRS, CONFIG_SYNCED,
+        INTERFACE_BRIDGE_PORT, INTERFACE_XDP,
+    },
     vip::SERVICE_CIDRS,
 };
 
@@ -28,6 +31,7 @@ mod links;
 mod load;
 mod log;
 mod maps;
+mod masquerade;
 mod memory;
 pub mod object;
 mod observe;
@@ -36,11 +40,14 @@ mod redirects;
 mod sys;
 pub mod trial;
 pub mod view;
+mod xdp;
 
 pub use cleanup::{CleanupReport, cleanup};
 pub use error::{ApplyError, KernelError};
 pub use log::ProgramLog;
+pub use masquerade::Sources;
 pub use redirects::Redirects;
+pub use xdp::Xdp;
 
 /// Bit of `skb->mark` that asks for masquerading; see [`crate::masquerade`].
 pub const MASQUERADE_MARK: u32 = 0x1000;
@@ -56,13 +63,17 @@ pub struct Options {
     pub capacity: Capacity,
     /// Entries of FLOWS_V4 and of FLOWS_V6.
     pub flows: u32,
-    /// `CONFIG_*` of `svc_common::config`.
+    /// `CONFIG_SOCKET_*` of `svc_common::config`; they mean nothing without `cgroup`.
     pub config_flags: u32,
+    /// The programs masquerade flows that open from now on; otherwise nftables does.
+    pub programs_masquerade: bool,
     /// Prefixes that Services are given cluster IPs of, at most [`SERVICE_CIDRS`] of each family: packets to addresses of
     /// them that no Service owns are dropped. Empty: unknown.
     pub service_cidrs: Vec<IpNet>,
     /// How classifiers are attached.
     pub attach: AttachMode,
+    /// Whether uplinks get the XDP program.
+    pub xdp: Xdp,
 }
 
 /// How classifiers are attached to interfaces.
@@ -103,6 +114,7 @@ pub struct Dataplane {
     programs: load::Programs,
     maps: maps::Maps,
     tcx: bool,
+    xdp: Xdp,
     log: Option<ProgramLog>,
     _lock: pins::Lock,
 }
@@ -149,9 +161,10 @@ impl Dataplane {
             host_netns_cookie: cookie,
             masquerade_mark: MASQUERADE_MARK,
             flags: if options.cgroup.is_some() { options.config_flags } else { 0 }
+                | if options.programs_masquerade { CONFIG_MASQUERADE } else { 0 }
                 | if options.service_cidrs.is_empty() { 0 } else { CONFIG_SERVICE_CIDRS }
                 // Not CONFIG_FILTER: another release may have been at work since it was set.
-                | if adopted { previous.flags & (CONFIG_SYNCED | CONFIG_BRIDGES) } else { 0 },
+                | if adopted { previous.flags & (CONFIG_SYNCED | CONFIG_BRIDGES | CONFIG_PORTS_RESERVED) } else { 0 },
         };
         maps.config.set(0, config, 0).map_err(|error| KernelError::map("CONFIG", error))?;
 
@@ -164,7 +177,7 @@ impl Dataplane {
         let observed = observe::observe(&layout, &maps)?;
         let tcx = options.attach == AttachMode::Auto
             && programs.get("svc_ingress").is_some_and(|program| attach::has_tcx(std::os::fd::AsFd::as_fd(program)));
-        Ok((Self { layout, programs, maps, tcx, log, _lock: lock }, observed))
+        Ok((Self { layout, programs, maps, tcx, xdp: options.xdp, log, _lock: lock }, observed))
     }
 
     /// What the maps hold: those of an earlier agent keep their sizes, whatever the options say.
@@ -207,11 +220,20 @@ impl Dataplane {
             .interfaces
             .insert(interface.index, interface.entry, 0)
             .map_err(|error| KernelError::map("INTERFACES", error))?;
-        attach::attach(&self.layout, &self.programs, self.tcx, interface)
+        attach::attach(&self.layout, &self.programs, self.tcx, interface)?;
+        // Frames leave by an uplink past the stack only once it has its programs.
+        if xdp::attach(&self.layout, &self.programs, self.xdp, interface)? {
+            let mut entry = interface.entry;
+            entry.flags |= INTERFACE_XDP;
+            let set = self.maps.interfaces.insert(interface.index, entry, 0);
+            set.map_err(|error| KernelError::map("INTERFACES", error))?;
+        }
+        Ok(())
     }
 
     /// Detaches from an interface, which may be gone already, and forgets it.
     pub fn remove_interface(&mut self, index: u32) -> Result<(), KernelError> {
+        xdp::detach(&self.layout, index)?;
         attach::detach(&self.layout, index)?;
         match self.maps.interfaces.remove(&index) {
             Err(error) if !is_absent(&error) => Err(KernelError::map("INTERFACES", error)),
@@ -227,7 +249,9 @@ impl Dataplane {
             found.insert(index);
         })?;
         found.extend(
-            self.layout.links()?.iter().filter_map(|(name, _)| attach::parse_pin(name)).map(|(index, _)| index),
+            self.layout.links()?.iter().filter_map(|(name, _)| {
+                attach::parse_pin(name).map(|(index, _)| index).or_else(|| xdp::parse_pin(name))
+            }),
         );
         Ok(found.into_iter().collect())
     }

@@ -11,7 +11,9 @@ use std::{
 use aya::maps::{MapData, MapType, PerCpuArray};
 use svc_common::{
     Address, Backend, BackendState, Config, Counters, Flow, FlowKey, FlowState, Frontend, Hook, Interface, Reason,
-    ServiceName, SlotLine, SlotRange, hash::SLOTS_PER_LINE,
+    ServiceName, SlotLine, SlotRange,
+    flow::{FLOW_DIRECT, FLOW_MASQUERADE, FLOW_MASQUERADED, FLOW_OWN_PORT},
+    hash::SLOTS_PER_LINE,
 };
 
 use super::{
@@ -69,7 +71,7 @@ pub struct MapFill {
 pub struct Attachment {
     /// Program name (`svc_ingress`).
     pub program: String,
-    /// `tcx`, `clsact` or `cgroup`.
+    /// `tcx`, `clsact`, `xdp` or `cgroup`.
     pub how: &'static str,
     /// Interface name (or its index, if it has none in this network namespace), or cgroup path.
     pub to: String,
@@ -323,7 +325,7 @@ where
         backend: value.backend,
         idle_seconds: (idle << CLOCK_SHIFT) / 1_000_000_000,
         state: if value.state == FlowState::Closing as u8 { "closing" } else { "open" },
-        masquerade: value.flags & svc_common::flow::FLOW_MASQUERADE != 0,
-        direct: value.flags & svc_common::flow::FLOW_DIRECT != 0,
+        masquerade: value.flags & (FLOW_MASQUERADE | FLOW_OWN_PORT | FLOW_MASQUERADED) != 0,
+        direct: value.flags & FLOW_DIRECT != 0,
     })
 }

@@ -43,6 +43,8 @@ impl Place {
             },
             flows: 1024,
             config_flags: svc_common::config::CONFIG_SOCKET_HOST,
+            programs_masquerade: false,
+            xdp: svc_userspace::kernel::Xdp::Off,
             service_cidrs: Vec::new(),
             attach: AttachMode::Auto,
         }

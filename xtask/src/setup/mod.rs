@@ -29,6 +29,7 @@ pub(crate) struct BuildTools {
 /// Programs that the agent's environment, the lab and the tests call, and the package that has each.
 const RUN_PROGRAMS: &[(&str, &str)] = &[
     ("ip", "iproute2"),
+    ("ethtool", "ethtool"),
     ("nft", "nftables"),
     ("ping", "iputils-ping"),
     ("ethtool", "ethtool"),
