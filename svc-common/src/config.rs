@@ -31,8 +31,8 @@ pub const CONFIG_MASQUERADE: u32 = 1 << 6;
 /// The agent has programmed every Service once. The programs never read it; it stays set while the dataplane forwards
 /// without an agent, because the maps stay complete.
 pub const CONFIG_SYNCED: u32 = 1 << 16;
-/// The agent has reserved the ports of [`crate::masquerade`]; RESERVED says which of them were reserved before. The programs
-/// never read it.
+/// The agent has reserved the ports of [`crate::masquerade`]; RESERVED says which of them were reserved before. It stays when
+/// nftables masquerades from then on, since flows with such ports may be there for long.
 pub const CONFIG_PORTS_RESERVED: u32 = 1 << 17;
 
 /// Value of INTERFACES; the key is the interface index in the host's network namespace.

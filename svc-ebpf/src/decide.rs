@@ -76,6 +76,10 @@ pub fn decide<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) -> 
         if is_second_look(tables, &scratch.flow) {
             return Decision::Pass;
         }
+        // A claim of others' flow (`masquerade.rs`) keeps its key, and nothing more.
+        if scratch.flow.flags & FLOW_DIRECT != 0 && scratch.flow.peer_port == 0 {
+            return Decision::Pass;
+        }
         if keeps_backend(tables, scratch, first_in_tick) {
             if first_in_tick && scratch.flow.flags & FLOW_HAIRPIN == 0 {
                 repair(tables, scratch);

@@ -79,6 +79,10 @@ pub fn find<A: Ip, F: Frame, T: Tables<A>>(frame: &mut F, tables: &mut T, scratc
         };
     };
     if scratch.flow.flags & FLOW_MASQUERADED != 0 {
+        // Somebody's own packet with the tuple of a masqueraded flow: that one's are marked.
+        if !is_marked && !may_clash {
+            return Found::Nothing;
+        }
         if needs_care(&scratch.packet, &scratch.flow, first_in_tick) {
             return masquerade(frame, tables, scratch, Task::Keep);
         }

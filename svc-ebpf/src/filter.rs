@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | ingress | forward: client → frontend | the destination, a frontend |
 //! | ingress | inbound (client = backend), forward of a direct flow with another client port | both addresses, in UNUSUAL |
-//! | ingress | inbound of a masqueraded flow: backend → this node | both addresses, in UNUSUAL |
+//! | ingress | inbound of a masqueraded flow, and claims of others' flows: backend → this node | both addresses, in UNUSUAL |
 //! | egress | outbound of a masqueraded flow: client → backend | the packet's mark; of a flow of others, the source's port |
 //! | egress | reply: backend → client, and claims of direct flows | the source, an endpoint |
 //! | egress | outbound (client = backend) | its addresses are equal |

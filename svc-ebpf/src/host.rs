@@ -451,6 +451,10 @@ impl<A: Ip + std::hash::Hash> Tables<A> for HostTables<A> {
         self.programs_masquerade
     }
 
+    fn owns_ports(&mut self) -> bool {
+        self.programs_masquerade
+    }
+
     fn masquerade(&mut self, scratch: &mut Scratch<A>, task: Task) -> Outcome {
         masquerade(self, scratch, task)
     }

@@ -3,7 +3,7 @@
 use svc_common::{
     Hook, Reason, Scope,
     config::INTERFACE_BRIDGE_PORT,
-    flow::{FLOW_DIRECT, FLOW_MASQUERADE, FLOW_MASQUERADED, FLOW_OWN_PORT},
+    flow::{FLOW_DIRECT, FLOW_HAIRPIN, FLOW_MASQUERADE, FLOW_MASQUERADED, FLOW_OWN_PORT},
     masquerade::PROGRAM_MARK,
 };
 
@@ -88,8 +88,9 @@ fn steer<A: Ip, F: Frame, T: Tables<A>>(frame: &mut F, tables: &mut T, scratch: 
         return Verdict::Pass;
     }
     packet.write_key(Hook::Egress, &mut entry.key);
-    // A direct connection went from port to port, so its replies do as well.
-    if !tables.peek_flow(&entry.key, found) || found.flags & FLOW_DIRECT != 0 {
+    // A direct connection went from port to port, so its replies do as well. What is masqueraded came from outside, and what
+    // a pod sends to itself has the tuple of such an entry only behind this hook: here, the entry is another flow's.
+    if !tables.peek_flow(&entry.key, found) || found.flags & (FLOW_DIRECT | FLOW_HAIRPIN | FLOW_MASQUERADED) != 0 {
         return Verdict::Pass;
     }
     match frame.put(0, &interface.bridge_mac) {

@@ -220,6 +220,7 @@ fn keep<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) -> bool {
     inbound_of(entry, key, flow);
     // Touched, so that it is as young as the flow's last packet whichever way that went.
     if tables.flow(&entry.key, false, found).is_none() {
+        tables.set_unusual(&entry.key.source, &entry.key.destination);
         if tables.insert_flow(&entry.key, &entry.flow) != Insert::Taken {
             return true; // made, or there is no room, and the next unit of time tries again
         }
@@ -260,13 +261,13 @@ fn keep_apart<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) -> 
     flow.flags = FLOW_DIRECT;
     flow.pad = [0; 2];
     inbound_of(entry, key, flow);
+    tables.set_unusual(&entry.key.source, &entry.key.destination);
     if !tables.peek_flow(&entry.key, found) {
         // Whoever made the entry meanwhile: the next packet sees it. A full table is no reason to harm others.
         let _ = tables.insert_flow(&entry.key, &entry.flow);
         return Outcome::Pass;
     }
     if found.flags & FLOW_MASQUERADED == 0 {
-        // Nothing else touches a claim: its replies are nobody's to the filters.
         let _ = tables.flow(&entry.key, packet.closes(), found);
         return Outcome::Pass;
     }
@@ -297,15 +298,13 @@ fn is_over<A: Ip, T: Tables<A>>(
     let idle = |last_seen: u32| now.wrapping_sub(last_seen).cast_signed().max(0).cast_unsigned();
     let mut since = idle(holder.last_seen);
     let mut ended = u32::from(holder.state == closing);
-    let mut sides = 1;
     outbound_of(other, &entry.key, holder);
     if holder.flags & FLOW_MASQUERADED != 0 && tables.peek_flow(&other.key, &mut other.flow) {
         since = since.min(idle(other.flow.last_seen));
         ended += u32::from(other.flow.state == closing);
-        sides = 2;
     }
     let is_datagram = entry.key.protocol == protocol::UDP;
-    let limit = if ended == sides {
+    let limit = if ended == 2 {
         ENDED
     } else if ended > 0 {
         HALF_ENDED
@@ -335,5 +334,5 @@ fn inverted<A: Ip>(into: &mut FlowKey<A>, key: &FlowKey<A>, hook: Hook) {
 /// True for a packet of others that might have the source of one of our flows.
 #[inline(always)]
 pub fn may_clash<A: Ip, T: Tables<A>>(tables: &mut T, packet: &Packet<A>) -> bool {
-    is_own_port(packet.ports.source) && tables.programs_masquerade()
+    is_own_port(packet.ports.source) && tables.owns_ports()
 }

@@ -166,12 +166,19 @@ fn claim_hairpin<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) 
         tables.remove_flow(&scratch.entry.key);
         return Insert::Taken;
     }
-    outbound(&mut scratch.entry, &scratch.key, &scratch.flow);
-    if !tables.replace_flow(&scratch.entry.key, &scratch.entry.flow) {
-        return Insert::Full;
-    }
     inbound(&mut scratch.entry, &scratch.key, &scratch.flow);
     tables.set_unusual(&scratch.entry.key.source, &scratch.entry.key.destination);
+    let made = tables.insert_flow(&scratch.entry.key, &scratch.entry.flow);
+    if made == Insert::Taken && !is_ours(tables, &scratch.entry, &mut scratch.found) {
+        // The pod has a flow of its own from the port that it serves on.
+        reply(&mut scratch.entry, &scratch.key, &scratch.flow);
+        tables.remove_flow(&scratch.entry.key);
+        return Insert::Taken;
+    }
+    if made != Insert::Done && !tables.replace_flow(&scratch.entry.key, &scratch.entry.flow) {
+        return Insert::Full;
+    }
+    outbound(&mut scratch.entry, &scratch.key, &scratch.flow);
     if tables.replace_flow(&scratch.entry.key, &scratch.entry.flow) { Insert::Done } else { Insert::Full }
 }
 
@@ -191,6 +198,7 @@ pub fn repair<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) {
         outbound(entry, key, flow);
         let _ = tables.insert_flow(&entry.key, &entry.flow);
         inbound(entry, key, flow);
+        tables.set_unusual(&entry.key.source, &entry.key.destination);
         let _ = tables.insert_flow(&entry.key, &entry.flow);
     }
 }

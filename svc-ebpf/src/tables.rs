@@ -101,6 +101,8 @@ pub trait Tables<A>: Decisions<A> {
     fn masquerade_source(&mut self) -> Option<A>;
     /// CONFIG: true if the programs masquerade new flows.
     fn programs_masquerade(&mut self) -> bool;
+    /// CONFIG: flows may be there whose source ports the programs chose.
+    fn owns_ports(&mut self) -> bool;
     /// Calls [`masquerade()`] with these tables; a function of its own, as below.
     fn masquerade(&mut self, scratch: &mut Scratch<A>, task: Task) -> Outcome;
     /// Calls [`try_port()`] with these tables; likewise.

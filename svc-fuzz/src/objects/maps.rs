@@ -27,6 +27,8 @@ pub(super) struct Maps {
     sources: BTreeSet<(u32, IpNet)>,
     vips: BTreeMap<IpAddr, u32>,
     filter: FilterWords,
+    /// The agent has said that bits are missing, and not taken it back.
+    distrusted: bool,
     /// `None`: never written.
     slots: Vec<Option<u32>>,
     services_until: BTreeMap<u32, u64>,
@@ -61,6 +63,7 @@ impl Maps {
             sources: BTreeSet::new(),
             vips: BTreeMap::new(),
             filter: FilterWords::new(),
+            distrusted: false,
             slots: vec![None; capacity.slots as usize],
             services_until: BTreeMap::new(),
             backends_until: BTreeMap::new(),
@@ -198,7 +201,11 @@ impl Maps {
         }
     }
 
+    /// Whether the programs would look a packet up.
     fn is_known(&self, address: SocketAddr, protocol: u8, bit: u32) -> bool {
+        if self.distrusted {
+            return true;
+        }
         let place = match address.ip() {
             IpAddr::V4(ip) => filter_place(&ip.octets(), address.port(), protocol),
             IpAddr::V6(ip) => filter_place(&ip.octets(), address.port(), protocol),
@@ -331,6 +338,12 @@ impl engine::Maps for Maps {
         self.filter.clone_from(&used);
         self.check();
         Ok(used)
+    }
+
+    fn trust_filter(&mut self, trusted: bool) -> Result<(), Self::Error> {
+        self.distrusted = !trusted;
+        self.check();
+        Ok(())
     }
 
     fn set_synced(&mut self) -> Result<(), Self::Error> {

@@ -33,7 +33,10 @@ pub trait Maps {
     /// Leaves in FILTER the bits of `used` and those that flows still need, which is what it returns.
     fn sweep_filter(&mut self, used: FilterWords) -> Result<FilterWords, Self::Error>;
 
-    /// Notes in the maps that every Service has been programmed once, and that FILTER knows of all that is in the maps.
+    /// Says whether FILTER knows of all that is in the maps; where it does not, programs do not ask it.
+    fn trust_filter(&mut self, trusted: bool) -> Result<(), Self::Error>;
+
+    /// Notes in the maps that every Service has been programmed once.
     fn set_synced(&mut self) -> Result<(), Self::Error>;
 }
 
@@ -46,6 +49,8 @@ const REFUSED_RETRY_MS: u64 = 5_000;
 const MOST_STALE_BITS: u32 = FILTER_BITS / 32;
 /// Least time between two sweeps, milliseconds: each looks at every flow.
 const SWEEP_MS: u64 = 60_000;
+/// The same while FILTER cannot be trusted.
+const DISTRUST_MS: u64 = 5_000;
 
 /// Operations that could not be applied: they, and what comes after them for the same Service, wait.
 #[derive(Debug, Default)]
@@ -77,6 +82,8 @@ pub struct Engine<M> {
     waiting: BTreeMap<ObjectName, Waiting>,
     refused: BTreeMap<ObjectName, Vec<Refused>>,
     refused_retry_ms: u64,
+    /// FILTER has every bit that `tables` says it has.
+    filter_trusted: bool,
     /// When FILTER may be swept again.
     sweep_ms: u64,
     health_ports: BTreeMap<ObjectName, HealthPort>,
@@ -112,6 +119,7 @@ impl<M: Maps> Engine<M> {
             waiting: BTreeMap::new(),
             refused: BTreeMap::new(),
             refused_retry_ms: 0,
+            filter_trusted: false,
             sweep_ms: 0,
             health_ports: BTreeMap::new(),
             without_local: BTreeMap::new(),
@@ -242,7 +250,7 @@ impl<M: Maps> Engine<M> {
             let gone = gone(&ops, |_| true);
             self.apply(&adoption(), ops, gone, now_ms);
         }
-        self.note_synced();
+        self.note_synced(now_ms);
         self.metrics.set_no_local(
             self.without_local.values().filter(|(internal, _)| *internal).count(),
             self.without_local.values().filter(|(_, external)| *external).count(),
@@ -272,9 +280,20 @@ impl<M: Maps> Engine<M> {
 
     /// Applies operations of a Service, behind those of it that wait.
     ///
+    /// Bits of FILTER wait behind nothing: other Services count on them from now on, and too many do no harm.
+    ///
     /// What Services have in common has a line of its own: of two Services' writes to one of its entries, the later one must
     /// not be overtaken by the retry of the earlier one.
     fn apply(&mut self, name: &ObjectName, ops: Vec<Op>, gone: Vec<Gone>, now_ms: u64) {
+        let (bits, ops): (Vec<Op>, Vec<Op>) = ops.into_iter().partition(|op| matches!(op, Op::SetFilter(..)));
+        if !self.synced {
+            self.first_writes += bits.len();
+        }
+        if !bits.is_empty()
+            && let Err((_, error)) = self.maps.apply(&bits)
+        {
+            self.distrust_filter(&error, now_ms);
+        }
         let is_shared = |op: &Op| matches!(op, Op::SetVip(..) | Op::RemoveVip(_));
         let (shared, own) = ops.into_iter().partition(is_shared);
         self.apply_in_line(name, own, gone, now_ms);
@@ -346,18 +365,16 @@ impl<M: Maps> Engine<M> {
     /// What time brings: failed writes are tried again, refused ports too, ids and slots whose rest is over become free.
     pub fn tick(&mut self, now_ms: u64) {
         self.retry(now_ms);
-        self.note_synced();
+        self.note_synced(now_ms);
         self.tables.expire(now_ms);
         if self.complete && self.queue.is_empty() {
             // Changes that concern no map are done with as well.
             self.metrics.set_pending_to_none();
         }
-        let is_stale = self.tables.stale_bits() > MOST_STALE_BITS && now_ms >= self.sweep_ms;
-        if is_stale && self.synced && self.waiting.is_empty() {
+        let is_due = !self.filter_trusted || self.tables.stale_bits() > MOST_STALE_BITS;
+        if is_due && self.synced && now_ms >= self.sweep_ms {
             self.sweep_ms = now_ms + SWEEP_MS;
-            if let Err(error) = self.sweep_filter() {
-                tracing::warn!(%error, "cannot sweep FILTER, packets of others cost more until it succeeds");
-            }
+            self.sweep_filter(now_ms);
         }
         if now_ms >= self.refused_retry_ms {
             self.refused_retry_ms = now_ms + REFUSED_RETRY_MS;
@@ -367,13 +384,14 @@ impl<M: Maps> Engine<M> {
         }
     }
 
-    fn note_synced(&mut self) {
+    fn note_synced(&mut self, now_ms: u64) {
         if self.synced || !self.complete || !self.waiting.is_empty() {
             return;
         }
-        match self.sweep_filter().and_then(|()| self.maps.set_synced()) {
+        match self.maps.set_synced() {
             Ok(()) => {
                 self.synced = true;
+                self.sweep_filter(now_ms);
                 let services = self.world.services().count();
                 tracing::info!(services, writes = self.first_writes, "every Service is programmed");
             }
@@ -381,11 +399,33 @@ impl<M: Maps> Engine<M> {
         }
     }
 
-    /// Clears bits of FILTER. Not while operations wait: theirs count as set.
-    fn sweep_filter(&mut self) -> Result<(), M::Error> {
-        let words = self.maps.sweep_filter(self.tables.filter())?;
-        self.tables.filter_swept(words);
-        Ok(())
+    /// Makes FILTER hold the bits of Services and flows and no others, and lets programs ask it from then on.
+    fn sweep_filter(&mut self, now_ms: u64) {
+        let used = self.tables.filter();
+        match self.maps.sweep_filter(used.clone()) {
+            Ok(words) => {
+                self.tables.filter_swept(words);
+                match self.maps.trust_filter(true) {
+                    Ok(()) => self.filter_trusted = true,
+                    Err(error) => self.distrust_filter(&error, now_ms),
+                }
+            }
+            Err(error) => {
+                // It may have ended anywhere: what only flows need is not to be counted on.
+                self.tables.filter_swept(used);
+                self.distrust_filter(&error, now_ms);
+            }
+        }
+    }
+
+    /// Has every packet looked up until a sweep succeeds.
+    fn distrust_filter(&mut self, error: &M::Error, now_ms: u64) {
+        tracing::warn!(%error, "cannot write FILTER: every packet is looked up until that succeeds");
+        self.filter_trusted = false;
+        self.sweep_ms = now_ms + DISTRUST_MS;
+        if let Err(error) = self.maps.trust_filter(false) {
+            tracing::error!(%error, "cannot say in CONFIG that FILTER is not whole: packets may pass untranslated");
+        }
     }
 
     fn note_refused(&mut self, name: &ObjectName, refused: Vec<Refused>) {

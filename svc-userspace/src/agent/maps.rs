@@ -17,6 +17,10 @@ impl Maps for Dataplane {
         Ok(Self::sweep_filter(self, used)?)
     }
 
+    fn trust_filter(&mut self, trusted: bool) -> Result<(), anyhow::Error> {
+        Ok(Self::trust_filter(self, trusted)?)
+    }
+
     fn set_synced(&mut self) -> Result<(), anyhow::Error> {
         Ok(Self::set_synced(self)?)
     }

@@ -38,7 +38,9 @@ impl Failure {
 
 fn full(error: &MapError) -> bool {
     match error {
-        MapError::SyscallError(error) => error.io_error.raw_os_error() == Some(libc::E2BIG),
+        MapError::SyscallError(error) => {
+            error.io_error.raw_os_error() == Some(libc::E2BIG) || error.io_error.raw_os_error() == Some(libc::ENOSPC)
+        }
         MapError::OutOfBounds { .. } => true,
         _ => false,
     }

@@ -61,9 +61,12 @@ where
         let is_masqueraded = flow.flags & FLOW_MASQUERADED != 0;
         if is_masqueraded && key.hook == Hook::Egress as u8 {
             // Its packets are marked.
+        } else if key.hook == Hook::Egress as u8 && is_hairpin {
+            // Its addresses are equal.
         } else if key.hook == Hook::Egress as u8 {
             know(&key.source, key.source_port, KNOWN_ENDPOINT);
-            if !is_hairpin {
+            // A direct flow has no frontend, but the endpoint's own address in its place.
+            if flow.flags & FLOW_DIRECT == 0 {
                 know(&flow.address, flow.port, KNOWN_FRONTEND);
             }
         } else if is_hairpin || is_masqueraded || flow.flags & FLOW_DIRECT != 0 {

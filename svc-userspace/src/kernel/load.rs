@@ -87,6 +87,7 @@ pub(super) fn load(object: &[u8], layout: &Layout, options: &Options) -> Result<
             value_size: map.value_size(),
             flags: map.map_flags(),
             max_entries: sizes.get(name).copied().unwrap_or(map.max_entries()),
+            is_fixed: !sizes.contains_key(name),
         };
         adopted |= adopt_or_remove(&layout.map(name), &shape)?;
     }

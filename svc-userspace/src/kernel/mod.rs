@@ -195,10 +195,20 @@ impl Dataplane {
         filter::sweep(&self.layout, &mut self.maps, used)
     }
 
-    /// Notes in CONFIG that every Service has been programmed once, which the next start that adopts these maps keeps, and that
-    /// FILTER is whole.
+    /// Notes in CONFIG that every Service has been programmed once, which the next start that adopts these maps keeps.
     pub fn set_synced(&mut self) -> Result<(), KernelError> {
-        self.set_flags(CONFIG_SYNCED | CONFIG_FILTER)
+        self.set_flags(CONFIG_SYNCED)
+    }
+
+    /// Notes in CONFIG whether FILTER is whole.
+    pub fn trust_filter(&mut self, trusted: bool) -> Result<(), KernelError> {
+        if trusted { self.set_flags(CONFIG_FILTER) } else { self.clear_flags(CONFIG_FILTER) }
+    }
+
+    fn clear_flags(&mut self, flags: u32) -> Result<(), KernelError> {
+        let mut config: Config = self.maps.config.get(&0, 0).map_err(|error| KernelError::map("CONFIG", error))?;
+        config.flags &= !flags;
+        self.maps.config.set(0, config, 0).map_err(|error| KernelError::map("CONFIG", error))
     }
 
     fn set_flags(&mut self, flags: u32) -> Result<(), KernelError> {

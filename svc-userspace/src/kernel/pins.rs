@@ -147,6 +147,8 @@ pub(super) struct MapShape {
     pub(super) flags: u32,
     /// Greatest number of entries, as configured.
     pub(super) max_entries: u32,
+    /// Nobody configures the size: a smaller map is an older release's, and lacks what this one has.
+    pub(super) is_fixed: bool,
 }
 
 impl MapShape {
@@ -159,6 +161,13 @@ impl MapShape {
             ("value size", self.value_size, pinned.value_size()),
             ("flags", self.flags, pinned.map_flags()),
         ];
+        if self.is_fixed && pinned.max_entries() < self.max_entries {
+            return Some(format!(
+                "it has {} entries, of {} that this release uses",
+                pinned.max_entries(),
+                self.max_entries
+            ));
+        }
         let differing = pairs.iter().find(|(_, expected, found)| expected != found)?;
         Some(format!("its {} is {}, expected {}", differing.0, differing.2, differing.1))
     }

@@ -2,7 +2,7 @@
 //!
 //! It reserves slot ranges for what is accepted and nothing else; a port that is refused leaves no trace.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use ipnet::IpNet;
 use svc_common::SlotRange;
@@ -168,7 +168,12 @@ impl Tables {
             count
         };
         let own = |_: &PortKey, port: &Port| count(&mut port.sources.iter());
-        let needed = |key: &PortKey| count(&mut desired[key].source_ranges.iter().flatten());
+        // New ranges are written before old ones go, so that no client is turned away in between: for a moment both are there.
+        let needed = |key: &PortKey| {
+            let new = desired[key].source_ranges.iter().flatten();
+            let old = self.services.get(service).and_then(|ports| ports.get(key)).map(|port| &port.sources);
+            count(&mut new.chain(old.into_iter().flatten()).collect::<BTreeSet<_>>().into_iter())
+        };
         let left = self.without(self.sources, service, refusals, own);
         entries_fit(left, order, needed, Resource::SourceRanges, [self.capacity.source_ranges; 2])
     }

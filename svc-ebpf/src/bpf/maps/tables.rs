@@ -7,7 +7,7 @@ use aya_ebpf::{
 };
 use svc_common::{
     Address as _, Flow, FlowKey, FragmentKey, Interface, Ports, Reason, SourcePrefix,
-    config::{CONFIG_BRIDGES, CONFIG_FILTER, CONFIG_MASQUERADE},
+    config::{CONFIG_BRIDGES, CONFIG_FILTER, CONFIG_MASQUERADE, CONFIG_PORTS_RESERVED},
     filter::{KNOWN_ENDPOINT, filter_place, unusual_place},
     source_range::SERVICE_BITS,
 };
@@ -67,6 +67,11 @@ macro_rules! family {
             #[inline(always)]
             fn programs_masquerade(&mut self) -> bool {
                 config().flags & CONFIG_MASQUERADE != 0
+            }
+
+            #[inline(always)]
+            fn owns_ports(&mut self) -> bool {
+                config().flags & (CONFIG_MASQUERADE | CONFIG_PORTS_RESERVED) != 0
             }
 
             #[inline(always)]

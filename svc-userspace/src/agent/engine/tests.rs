@@ -21,6 +21,9 @@ struct Fake {
     broken_removals: bool,
     frontends: BTreeMap<FrontendAddress, u32>,
     slots: usize,
+    filter: usize,
+    broken_filter: bool,
+    trusted: bool,
 }
 
 impl Maps for Fake {
@@ -41,6 +44,8 @@ impl Maps for Fake {
                     self.frontends.remove(address);
                 }
                 Op::WriteSlots(..) => self.slots += 1,
+                Op::SetFilter(..) if self.broken_filter => return Err((index, "no memory left".to_owned())),
+                Op::SetFilter(..) => self.filter += 1,
                 _ => {}
             }
         }
@@ -49,6 +54,11 @@ impl Maps for Fake {
 
     fn sweep_filter(&mut self, used: FilterWords) -> Result<FilterWords, String> {
         Ok(used)
+    }
+
+    fn trust_filter(&mut self, trusted: bool) -> Result<(), String> {
+        self.trusted = trusted;
+        Ok(())
     }
 
     fn set_synced(&mut self) -> Result<(), String> {
@@ -149,8 +159,8 @@ fn changes_that_came_together_are_programmed_once() {
         engine.change(slice("a", &[[10, 1, 0, last]], None));
     }
     engine.step(100, 1, 0);
-    // One call for the Service, one for what Services share.
-    assert_eq!((engine.maps().calls - before, engine.maps().slots), (2, 1));
+    // One call for bits of the filter, one for the Service, one for what Services share.
+    assert_eq!((engine.maps().calls - before, engine.maps().slots), (3, 1));
     engine.change(slice("a", &[[10, 1, 0, 100]], None));
     assert!(!engine.has_work(), "a report that changes nothing is no work");
 }
@@ -186,6 +196,38 @@ fn a_write_that_fails_is_retried_and_keeps_only_its_own_service_waiting() {
     engine.tick(200);
     assert_eq!(engine.maps().frontends.len(), 2);
     assert!(engine.maps().synced && !engine.is_behind());
+}
+
+#[test]
+fn bits_of_the_filter_wait_behind_nothing() {
+    let mut engine = ready();
+    engine.step(100, 0, 0);
+    engine.maps().broken_port = Some(1);
+    engine.change(service("a", 1));
+    engine.step(100, 0, 0);
+    let bits = engine.maps().filter;
+    engine.change(slice("a", &[[10, 1, 0, 9]], None));
+    engine.step(100, 1, 0);
+    assert!(engine.is_behind() && engine.maps().filter > bits, "another Service may have the same endpoint");
+}
+
+#[test]
+fn a_filter_that_cannot_be_written_is_not_asked_until_a_sweep_succeeds() {
+    let mut engine = ready();
+    engine.step(100, 0, 0);
+    assert!(engine.maps().trusted);
+    engine.maps().broken_filter = true;
+    engine.change(service("a", 1));
+    engine.step(100, 0, 0);
+    assert_eq!(
+        (engine.maps().frontends.len(), engine.maps().trusted),
+        (1, false),
+        "served, by looking every packet up"
+    );
+    engine.tick(super::DISTRUST_MS - 1);
+    assert!(!engine.maps().trusted);
+    engine.tick(super::DISTRUST_MS);
+    assert!(engine.maps().trusted && !engine.is_behind());
 }
 
 #[test]

@@ -38,9 +38,16 @@ pub async fn run(dir: PathBuf, options: SourceOptions, changes: mpsc::Sender<Cha
         // Watched before it is read, so that nothing falls in between.
         let targets = store.target_directories();
         let watched = watch.refresh(&targets);
-        let (back, result) = scan(store, dirty).await;
-        store = back;
-        match watched.map_err(|error| std::io::Error::other(error.to_string())).and(result) {
+        // What is read is told: a scan whose findings were thrown away would find no difference the next time.
+        let result = match watched {
+            Ok(()) => {
+                let (back, result) = scan(store, dirty).await;
+                store = back;
+                result
+            }
+            Err(error) => Err(std::io::Error::other(error.to_string())),
+        };
+        match result {
             Ok(found) => {
                 if failing {
                     tracing::info!("manifests {}: readable again", dir.display());
