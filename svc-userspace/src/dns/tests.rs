@@ -168,6 +168,23 @@ fn specified(objects: &BTreeMap<(bool, ObjectName), Change>) -> BTreeSet<(String
             _ => {}
         }
     }
+    // A cluster IP is its Service's alone, whatever a slice says.
+    for object in objects.values() {
+        let Change::Service(_, Some(service)) = object else { continue };
+        for address in &service.cluster_ips {
+            let owners: BTreeSet<String> = objects
+                .values()
+                .filter_map(|it| match it {
+                    Change::Service(name, Some(it)) if it.cluster_ips.contains(address) => {
+                        Some(format!("{}.{}.svc.{DOMAIN}", name.name, name.namespace))
+                    }
+                    _ => None,
+                })
+                .collect();
+            let name = reverse(*address);
+            records.retain(|(of, _, data)| *of != name || owners.contains(data));
+        }
+    }
     records
 }
 
@@ -478,6 +495,48 @@ fn aliases_are_followed_within_the_cluster_and_circles_end() {
     assert_eq!(written(&plain.answers[0].data), "www.example.com.");
     cluster.change(Change::Service(ObjectName::new("ns", "b"), None));
     assert_eq!(ask(&cluster, "a", RecordType::A).expect("an answer").metadata.response_code, ResponseCode::NXDomain);
+}
+
+#[test]
+fn whoever_asks_for_everything_gets_one_record_that_says_nothing() {
+    let cluster = Cluster::new([
+        service("web", &["10.0.0.1".parse().expect("an address")], &[]),
+        unbalanced("inside", Unbalanced::ExternalName("web.ns.svc.cluster.local".into())),
+        unbalanced("outside", Unbalanced::ExternalName("www.example.com".into())),
+    ]);
+    for (of, ours) in [
+        ("web.ns.svc.cluster.local.", true),
+        ("inside.ns.svc.cluster.local.", true),
+        ("outside.ns.svc.cluster.local.", true),
+        ("www.example.com.", false),
+        ("9.0.0.10.in-addr.arpa.", false),
+        (".", false),
+    ] {
+        for tcp in [false, true] {
+            let found = handle(&cluster, &query(of, RecordType::ANY, Some(1232)), tcp).expect("not forwarded");
+            assert_eq!((found.answers.len(), found.metadata.authoritative), (1, ours), "{of}: {found:?}");
+            assert_eq!(found.answers[0].record_type(), RecordType::HINFO, "{of}");
+        }
+    }
+    let none = handle(&cluster, &query("x.ns.svc.cluster.local.", RecordType::ANY, None), false).expect("an answer");
+    assert_eq!(none.metadata.response_code, ResponseCode::NXDomain);
+}
+
+#[test]
+fn a_slice_does_not_rename_the_cluster_address_of_a_service() {
+    let ip: IpAddr = "10.0.0.1".parse().expect("an address");
+    let mut cluster = Cluster::new([
+        unbalanced("a", Unbalanced::Headless),
+        slice("by-hand", "a", &[(ip, true, Some("bank"))], &[]),
+        service("web", &[ip], &[]),
+    ]);
+    let names = |cluster: &Cluster| match cluster.ask(&reverse(ip), RecordType::PTR) {
+        Answer::Data(data) => data.records.iter().map(written).collect::<Vec<_>>(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(names(&cluster), ["web.ns.svc.cluster.local."]);
+    cluster.change(Change::Service(ObjectName::new("ns", "web"), None));
+    assert_eq!(names(&cluster), ["bank.a.ns.svc.cluster.local."], "nobody's cluster address");
 }
 
 #[test]
