@@ -14,7 +14,7 @@ use aya_ebpf::{
 use svc_common::{Address, Flow, FlowKey, FlowState};
 use svc_ebpf::tables::Insert;
 
-use super::maps::{coarse_now, copy};
+use super::maps::coarse_now;
 
 const EEXIST: i32 = 17;
 
@@ -22,6 +22,20 @@ const EEXIST: i32 = 17;
 static FLOWS_V4: LruHashMap<FlowKey<[u8; 4]>, Flow<[u8; 4]>, 262144> = LruHashMap::new();
 #[btf_map]
 static FLOWS_V6: LruHashMap<FlowKey<[u8; 16]>, Flow<[u8; 16]>, 262144> = LruHashMap::new();
+
+/// Copies a value of whole 32-bit words, word by word: see `Address::copy`.
+///
+/// # Safety
+///
+/// Both are valid, and aligned to 4 bytes.
+#[inline(always)]
+unsafe fn copy<T>(from: *const T, to: *mut T) {
+    let (from, to) = (from.cast::<u32>(), to.cast::<u32>());
+    for word in 0..core::mem::size_of::<T>() / 4 {
+        // SAFETY: within the value. Volatile, or LLVM would see through it.
+        unsafe { to.add(word).write(from.add(word).read_volatile()) };
+    }
+}
 
 trait Find: Address {
     /// Copies the value of a key, and returns where it stands; `None` if the key has none, or its element was given away

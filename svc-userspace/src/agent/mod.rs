@@ -10,34 +10,30 @@
 
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::Context;
-use ipnet::IpNet;
 use svc_common::Scope;
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::mpsc,
-    task::JoinHandle,
-};
+use tokio::{sync::mpsc, task::JoinHandle};
 
-use self::{engine::Engine, links::Links, node::NodePortAddresses};
+use self::{engine::Engine, links::Links};
+pub use self::{
+    options::{Masquerade, Options, Source},
+    start::run,
+};
 use crate::{
-    balancer::{self, follow::News, local::Local},
+    balancer::{follow::News, local::Local},
     dns,
     health::{self, Health},
-    interfaces::{self, InterfaceEvent, InterfaceOptions},
-    kernel::{self, AttachMode, Dataplane, MASQUERADE_MARK, Xdp, check::Verdict, view::Pins},
-    masquerade::{self, MasqueradeError},
+    interfaces::{self, InterfaceEvent},
+    kernel::Dataplane,
     metrics::Metrics,
-    model::{Change, Claims},
-    sockets::{self, Gone},
-    source::{self, SourceError, SourceOptions},
-    tables::Capacity,
+    model::Change,
+    sockets::Gone,
+    source::SourceError,
 };
 
 pub mod engine;
@@ -45,6 +41,8 @@ pub mod heap;
 mod links;
 mod maps;
 pub mod node;
+mod options;
+mod start;
 
 /// Services programmed before interface events get their turn.
 const SERVICES_A_STEP: usize = 256;
@@ -52,220 +50,6 @@ const SERVICES_A_STEP: usize = 256;
 const SERVICES_A_TRIM: usize = 10_000;
 /// Changes taken from the source at once.
 const CHANGES_A_STEP: usize = 4096;
-
-/// Where objects come from.
-#[derive(Clone, Debug)]
-pub enum Source {
-    /// The API, by a kubeconfig file or as a pod.
-    Kubernetes(Option<PathBuf>),
-    /// A directory.
-    Manifests(PathBuf),
-}
-
-/// Who gives flows from outside to other nodes an address of this node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Masquerade {
-    /// nftables where the kernel has it, else, and with XDP, the programs
-    #[default]
-    Auto,
-    /// The kernel's NAT, by two rules in nftables
-    Nftables,
-    /// The programs, with the ports 49152-65535, which are reserved for them
-    Programs,
-}
-
-/// Everything the agent has to be told.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Own node name.
-    pub node_name: Arc<str>,
-    /// Where objects come from.
-    pub source: Source,
-    /// Names of uplinks; empty: found by their default routes.
-    pub uplinks: Vec<String>,
-    /// Patterns of interfaces towards pods; empty: guessed.
-    pub pod_patterns: Vec<String>,
-    /// Which addresses serve node ports.
-    pub node_port_addresses: NodePortAddresses,
-    /// Node ports are served on 127.0.0.1 and ::1, by the socket hooks.
-    pub loopback_node_ports: bool,
-    /// Who masquerades.
-    pub masquerade: Masquerade,
-    /// Whether uplinks get the XDP program.
-    pub xdp: Xdp,
-    /// `CONFIG_SOCKET_*`.
-    pub config_flags: u32,
-    /// Honour `spec.externalIPs`.
-    pub external_ips: bool,
-    /// Pools of addresses for Services of type LoadBalancer, and who may ask them.
-    pub pools: Option<(PathBuf, Claims)>,
-    /// Prefixes of cluster IPs, if known.
-    pub service_cidrs: Vec<IpNet>,
-    /// Root of the pins.
-    pub bpffs: PathBuf,
-    /// Where the socket hooks are attached; `None`: nowhere.
-    pub cgroup: Option<PathBuf>,
-    /// Metrics server.
-    pub metrics_address: SocketAddr,
-    /// Health server.
-    pub healthz_address: SocketAddr,
-    /// The DNS server, if there is to be one.
-    pub dns: Option<dns::Options>,
-    /// Entries of each flow table.
-    pub flows: u32,
-    /// Sizes of the other maps.
-    pub capacity: Capacity,
-}
-
-/// Runs until SIGTERM or SIGINT.
-pub async fn run(options: Options) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-    // A client that cannot be made is known before the kernel is touched.
-    let source = connect(&options.source).await?;
-    let (balancer, pools, claims) = match &options.pools {
-        Some((file, claims)) => {
-            let (pools, news) = balancer::follow::start(file).context("cannot use the pools")?;
-            (Some(Local::new(pools)), Some(news), *claims)
-        }
-        None => (None, None, Claims::Nobody),
-    };
-
-    let programs_masquerade = match options.masquerade {
-        Masquerade::Nftables => false,
-        Masquerade::Programs => true,
-        Masquerade::Auto => {
-            options.xdp != Xdp::Off || matches!(masquerade::probe(), Err(MasqueradeError::Unsupported(_)))
-        }
-    };
-    let wanted = kernel::Options {
-        bpffs: options.bpffs.clone(),
-        cgroup: options.cgroup.clone(),
-        capacity: options.capacity,
-        flows: options.flows,
-        config_flags: options.config_flags,
-        programs_masquerade,
-        service_cidrs: options.service_cidrs.clone(),
-        attach: AttachMode::Auto,
-        xdp: options.xdp,
-    };
-    let (mut dataplane, observed) =
-        Dataplane::start_with_object(&wanted, kernel::object::object()).context("cannot start the dataplane")?;
-    kernel::object::release();
-    if let Some(log) = dataplane.take_log() {
-        tokio::spawn(async move {
-            if let Err(error) = log.pass_on().await {
-                tracing::warn!(%error, "the log of the programs is not passed on any more");
-            }
-        });
-    }
-    if programs_masquerade {
-        // A table that stands there stays: connections that it masquerades go on.
-        if let Err(error) = dataplane.reserve_ports() {
-            let error = anyhow::Error::from(error);
-            tracing::warn!("sockets of this host may get ports that the programs masquerade with: {error:#}");
-        }
-    } else {
-        masquerade::install(MASQUERADE_MARK).context("cannot install the masquerade rule")?;
-    }
-    warn_about_lacks(&options);
-    tracing::info!(
-        node = %options.node_name,
-        bpffs = %options.bpffs.display(),
-        masquerade = if programs_masquerade { "programs" } else { "nftables" },
-        adopted_services = observed.services.len(),
-        "dataplane started"
-    );
-
-    let bpffs = options.bpffs.clone();
-    let metrics = Arc::new(Metrics::new(move || Pins::open(&bpffs)?.snapshot()));
-    let health = Arc::new(Health::new());
-    tokio::spawn(health::endpoints::serve(options.healthz_address, health.clone(), metrics.clone()));
-    tokio::spawn(crate::metrics::serve(options.metrics_address, metrics.clone()));
-    let node_ports = health::node_ports::start(health.clone());
-
-    let (changes_sender, changes) = mpsc::channel(CHANGES_A_STEP);
-    let (events_sender, events) = mpsc::channel(1024);
-    let watched = InterfaceOptions { uplinks: options.uplinks.clone(), pod_patterns: options.pod_patterns.clone() };
-    let interfaces = tokio::spawn(interfaces::run(watched, events_sender));
-    let source_options = SourceOptions {
-        node_name: options.node_name.clone(),
-        external_ips: options.external_ips,
-        claims,
-        names: options.dns.is_some(),
-    };
-    let source = source.start(source_options, changes_sender);
-
-    // Without socket hooks, nobody has redirected a socket.
-    let sockets = match &options.cgroup {
-        Some(_) => Some(
-            sockets::start(options.bpffs.clone(), metrics.clone()).context("cannot start the thread for sockets")?,
-        ),
-        None => None,
-    };
-    let capacity = dataplane.capacity().context("cannot read the sizes of the maps")?;
-    let mut engine = Engine::new(engine::adopt(capacity, &observed), dataplane, metrics.clone());
-    let dns = match &options.dns {
-        Some(dns) => {
-            engine.world_mut().serve_names();
-            Some(dns::start(dns.clone(), metrics.dns()).context("cannot start the DNS server")?)
-        }
-        None => None,
-    };
-    // As large as all that is programmed, and of no use any more.
-    drop(observed);
-    let agent = Agent {
-        options,
-        engine,
-        links: Links::default(),
-        addresses: Vec::new(),
-        ways_out: BTreeSet::new(),
-        node_seen: false,
-        health,
-        metrics,
-        node_ports,
-        sockets,
-        dns,
-        balancer,
-        pools,
-        started: Instant::now(),
-        untrimmed: SERVICES_A_TRIM,
-        changes,
-        events,
-    };
-    let stop = async {
-        tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
-        }
-    };
-    agent.run(source, interfaces, stop).await
-}
-
-/// A source that is known to be usable.
-enum Connected {
-    Kubernetes(Box<::kube::Client>),
-    Manifests(PathBuf),
-}
-
-async fn connect(source: &Source) -> anyhow::Result<Connected> {
-    Ok(match source {
-        Source::Manifests(dir) => Connected::Manifests(dir.clone()),
-        Source::Kubernetes(kubeconfig) => {
-            let client = source::kube::client(kubeconfig.as_deref()).await;
-            Connected::Kubernetes(Box::new(client.context("cannot reach the Kubernetes API")?))
-        }
-    })
-}
-
-impl Connected {
-    fn start(self, options: SourceOptions, changes: mpsc::Sender<Change>) -> JoinHandle<Result<(), SourceError>> {
-        match self {
-            Self::Kubernetes(client) => tokio::spawn(source::kube::run(*client, options, changes)),
-            Self::Manifests(dir) => tokio::spawn(source::manifests::run(dir, options, changes)),
-        }
-    }
-}
 
 /// Everything the loop owns.
 struct Agent {
@@ -494,14 +278,5 @@ async fn next<T>(receiver: &mut Option<mpsc::Receiver<T>>) -> Option<T> {
     match receiver {
         Some(receiver) => receiver.recv().await,
         None => std::future::pending().await,
-    }
-}
-
-/// Says what works less well than it could on this machine.
-fn warn_about_lacks(options: &Options) {
-    for finding in kernel::check::run(&options.bpffs, options.cgroup.as_deref()) {
-        if finding.verdict != Verdict::Ok {
-            tracing::warn!("{}: {}: {}", finding.what, finding.consequence, finding.remedy);
-        }
     }
 }

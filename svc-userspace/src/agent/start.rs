@@ -1,0 +1,189 @@
+//! From options to a running agent: the source, the dataplane, and all that runs beside the loop, in the order in which one
+//! needs another. Nothing here runs a second time.
+
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Instant};
+
+use anyhow::Context;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    task::JoinHandle,
+};
+
+use super::{
+    Agent, CHANGES_A_STEP, SERVICES_A_TRIM,
+    engine::{self, Engine},
+    links::Links,
+    options::{Masquerade, Options, Source},
+};
+use crate::{
+    balancer::{self, local::Local},
+    dns,
+    health::{self, Health},
+    interfaces::{self, InterfaceOptions},
+    kernel::{self, AttachMode, Dataplane, MASQUERADE_MARK, Xdp, check::Verdict, view::Pins},
+    masquerade::{self, MasqueradeError},
+    metrics::Metrics,
+    model::{Change, Claims},
+    sockets,
+    source::{self, SourceError, SourceOptions},
+};
+
+/// Runs until SIGTERM or SIGINT.
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    // A client that cannot be made is known before the kernel is touched.
+    let source = connect(&options.source).await?;
+    let (balancer, pools, claims) = match &options.pools {
+        Some((file, claims)) => {
+            let (pools, news) = balancer::follow::start(file).context("cannot use the pools")?;
+            (Some(Local::new(pools)), Some(news), *claims)
+        }
+        None => (None, None, Claims::Nobody),
+    };
+
+    let programs_masquerade = match options.masquerade {
+        Masquerade::Nftables => false,
+        Masquerade::Programs => true,
+        Masquerade::Auto => {
+            options.xdp != Xdp::Off || matches!(masquerade::probe(), Err(MasqueradeError::Unsupported(_)))
+        }
+    };
+    let wanted = kernel::Options {
+        bpffs: options.bpffs.clone(),
+        cgroup: options.cgroup.clone(),
+        capacity: options.capacity,
+        flows: options.flows,
+        config_flags: options.config_flags,
+        programs_masquerade,
+        service_cidrs: options.service_cidrs.clone(),
+        attach: AttachMode::Auto,
+        xdp: options.xdp,
+    };
+    let (mut dataplane, observed) =
+        Dataplane::start_with_object(&wanted, kernel::object::object()).context("cannot start the dataplane")?;
+    kernel::object::release();
+    if let Some(log) = dataplane.take_log() {
+        tokio::spawn(async move {
+            if let Err(error) = log.pass_on().await {
+                tracing::warn!(%error, "the log of the programs is not passed on any more");
+            }
+        });
+    }
+    if programs_masquerade {
+        // A table that stands there stays: connections that it masquerades go on.
+        if let Err(error) = dataplane.reserve_ports() {
+            let error = anyhow::Error::from(error);
+            tracing::warn!("sockets of this host may get ports that the programs masquerade with: {error:#}");
+        }
+    } else {
+        masquerade::install(MASQUERADE_MARK).context("cannot install the masquerade rule")?;
+    }
+    warn_about_lacks(&options);
+    tracing::info!(
+        node = %options.node_name,
+        bpffs = %options.bpffs.display(),
+        masquerade = if programs_masquerade { "programs" } else { "nftables" },
+        adopted_services = observed.services.len(),
+        "dataplane started"
+    );
+
+    let bpffs = options.bpffs.clone();
+    let metrics = Arc::new(Metrics::new(move || Pins::open(&bpffs)?.snapshot()));
+    let health = Arc::new(Health::new());
+    tokio::spawn(health::endpoints::serve(options.healthz_address, health.clone(), metrics.clone()));
+    tokio::spawn(crate::metrics::serve(options.metrics_address, metrics.clone()));
+    let node_ports = health::node_ports::start(health.clone());
+
+    let (changes_sender, changes) = mpsc::channel(CHANGES_A_STEP);
+    let (events_sender, events) = mpsc::channel(1024);
+    let watched = InterfaceOptions { uplinks: options.uplinks.clone(), pod_patterns: options.pod_patterns.clone() };
+    let interfaces = tokio::spawn(interfaces::run(watched, events_sender));
+    let source_options = SourceOptions {
+        node_name: options.node_name.clone(),
+        external_ips: options.external_ips,
+        claims,
+        names: options.dns.is_some(),
+    };
+    let source = source.start(source_options, changes_sender);
+
+    // Without socket hooks, nobody has redirected a socket.
+    let sockets = match &options.cgroup {
+        Some(_) => Some(
+            sockets::start(options.bpffs.clone(), metrics.clone()).context("cannot start the thread for sockets")?,
+        ),
+        None => None,
+    };
+    let capacity = dataplane.capacity().context("cannot read the sizes of the maps")?;
+    let mut engine = Engine::new(engine::adopt(capacity, &observed), dataplane, metrics.clone());
+    let dns = match &options.dns {
+        Some(dns) => {
+            engine.world_mut().serve_names();
+            Some(dns::start(dns.clone(), metrics.dns()).context("cannot start the DNS server")?)
+        }
+        None => None,
+    };
+    // As large as all that is programmed, and of no use any more.
+    drop(observed);
+    let agent = Agent {
+        options,
+        engine,
+        links: Links::default(),
+        addresses: Vec::new(),
+        ways_out: BTreeSet::new(),
+        node_seen: false,
+        health,
+        metrics,
+        node_ports,
+        sockets,
+        dns,
+        balancer,
+        pools,
+        started: Instant::now(),
+        untrimmed: SERVICES_A_TRIM,
+        changes,
+        events,
+    };
+    let stop = async {
+        tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        }
+    };
+    agent.run(source, interfaces, stop).await
+}
+
+/// A source that is known to be usable.
+enum Connected {
+    Kubernetes(Box<::kube::Client>),
+    Manifests(PathBuf),
+}
+
+async fn connect(source: &Source) -> anyhow::Result<Connected> {
+    Ok(match source {
+        Source::Manifests(dir) => Connected::Manifests(dir.clone()),
+        Source::Kubernetes(kubeconfig) => {
+            let client = source::kube::client(kubeconfig.as_deref()).await;
+            Connected::Kubernetes(Box::new(client.context("cannot reach the Kubernetes API")?))
+        }
+    })
+}
+
+impl Connected {
+    fn start(self, options: SourceOptions, changes: mpsc::Sender<Change>) -> JoinHandle<Result<(), SourceError>> {
+        match self {
+            Self::Kubernetes(client) => tokio::spawn(source::kube::run(*client, options, changes)),
+            Self::Manifests(dir) => tokio::spawn(source::manifests::run(dir, options, changes)),
+        }
+    }
+}
+
+/// Says what works less well than it could on this machine.
+fn warn_about_lacks(options: &Options) {
+    for finding in kernel::check::run(&options.bpffs, options.cgroup.as_deref()) {
+        if finding.verdict != Verdict::Ok {
+            tracing::warn!("{}: {}: {}", finding.what, finding.consequence, finding.remedy);
+        }
+    }
+}
