@@ -8,7 +8,7 @@ use std::{io::Read, net::IpAddr, sync::Arc};
 use anyhow::{Context, Result};
 use hickory_proto::rr::Name;
 use svc_userspace::{
-    dns::{self, upstream::Upstream},
+    dns::{self, client::DEFAULT_CLIENTS, upstream::Upstream},
     model::{
         Change, Endpoint, Family, NameList, ObjectName, Protocol, Service, ServicePort, Slice, SlicePort, Unbalanced,
     },
@@ -25,6 +25,7 @@ fn main() -> Result<()> {
     let mut server = dns::start(
         dns::Options {
             addresses: vec![address.parse().context("ADDR:PORT")?],
+            clients: DEFAULT_CLIENTS.split(',').map(str::parse).collect::<Result<_, _>>()?,
             domain: Name::from_ascii("cluster.local.")?,
             upstream: Upstream::Given(Vec::new()),
         },

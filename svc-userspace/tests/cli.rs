@@ -79,6 +79,8 @@ fn every_option_of_the_agent_is_in_its_help_with_its_environment_variable() {
         "backends",
         "frontends",
         "slots",
+        "dns",
+        "dns-clients",
         "log-format",
     ] {
         assert!(help.contains(&format!("--{option}")), "--{option} in\n{help}");

@@ -115,7 +115,11 @@ fn rendered(directory: &str) -> Option<PodSpec> {
 
 #[test]
 fn rendered_agents_run_everywhere_and_only_the_base_is_privileged() {
-    for (directory, privileged) in [("base", true), ("overlays/capabilities", false)] {
+    for (directory, privileged, ports) in [
+        ("base", true, &["health"][..]),
+        ("overlays/capabilities", false, &["health"]),
+        ("overlays/dns", true, &["dns", "dns-tcp", "health"]),
+    ] {
         let Some(pod) = rendered(directory) else { return };
         assert_eq!((pod.host_network, pod.service_account_name.as_deref()), (Some(true), Some("svc")), "{directory}");
         assert_eq!(pod.priority_class_name.as_deref(), Some("system-node-critical"), "{directory}");
@@ -138,9 +142,32 @@ fn rendered_agents_run_everywhere_and_only_the_base_is_privileged() {
         // Bidirectional propagation is for privileged containers only; the API server refuses others.
         let bidirectional = mounts.iter().any(|mount| mount.mount_propagation.as_deref() == Some("Bidirectional"));
         assert_eq!(bidirectional, privileged, "{directory}");
-        let ports: Vec<_> = container.ports.iter().flatten().filter_map(|port| port.name.clone()).collect();
-        assert_eq!(ports, ["health"], "{directory}: the probes' port");
+        let mut found: Vec<_> = container.ports.iter().flatten().filter_map(|port| port.name.clone()).collect();
+        found.sort();
+        assert_eq!(found, ports, "{directory}: the probes' port, and those of names");
     }
+}
+
+#[test]
+fn the_agent_that_serves_names_has_the_nodes_address_and_port_53() {
+    let Some(pod) = rendered("overlays/dns") else { return };
+    let [container] = &pod.containers[..] else { panic!("one container") };
+    let variables = container.env.as_deref().unwrap_or_default();
+    let place = |name: &str| variables.iter().position(|it| it.name == name).unwrap_or_else(|| panic!("no {name}"));
+    let (host, dns) = (place("HOST_IP"), place("SVC_DNS"));
+    // A variable is put into those after it only.
+    assert!(host < dns, "{variables:?}");
+    let source = variables[host].value_from.as_ref().and_then(|it| it.field_ref.as_ref());
+    assert_eq!(source.map(|it| &*it.field_path), Some("status.hostIP"));
+    assert_eq!(variables[dns].value.as_deref(), Some("$(HOST_IP):53"));
+    let ports: Vec<_> = container.ports.iter().flatten().filter(|port| port.container_port == 53).collect();
+    let mut protocols: Vec<_> = ports.iter().filter_map(|port| port.protocol.as_deref()).collect();
+    protocols.sort_unstable();
+    assert_eq!(protocols, ["TCP", "UDP"]);
+    // Without privileges, the port takes a capability.
+    let pod = rendered("overlays/capabilities").expect("rendered");
+    let added = pod.containers[0].security_context.as_ref().and_then(|it| it.capabilities.as_ref()?.add.clone());
+    assert!(added.is_some_and(|added| added.iter().any(|it| it == "NET_BIND_SERVICE")));
 }
 
 #[test]

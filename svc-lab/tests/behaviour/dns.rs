@@ -394,6 +394,50 @@ fn bad_input_costs_itself_alone() -> Result<()> {
 }
 
 #[test]
+fn clients_outside_are_answered_if_they_are_named_only() -> Result<()> {
+    let shop = Shop::open()?;
+    let feed = Feed::manifests(&shop)?;
+    feed.put("web", &service("web", 1).port(PORT, TARGET).with(&[&shop.a]))?;
+    let outside = shop.lab.outside();
+    let ask = |place: &Place, server, transport| {
+        dig(place, server, "web.shop.svc.cluster.local", "A", &[transport, "+time=2"])
+    };
+    let answered = || {
+        eventually("an answer for a pod and the node", || {
+            for server in servers(&shop) {
+                for place in [&*shop.client, &**shop.lab.node(1)] {
+                    ensure!(ask(place, server, "+notcp")?.answers.len() == 1, "{server}");
+                    ensure!(ask(place, server, "+tcp")?.answers.len() == 1, "{server} by TCP");
+                }
+            }
+            Ok(())
+        })
+    };
+    let mut first = agent(&shop, &feed, &[])?;
+    answered()?;
+    for server in servers(&shop) {
+        for transport in ["+notcp", "+tcp"] {
+            ensure!(ask(outside, server, transport).is_err(), "{server} {transport}: answered");
+        }
+    }
+    let metrics = first.metrics()?;
+    let count = metrics.lines().find_map(|line| line.strip_prefix("svc_dns_dropped_total{reason=\"client\"} "));
+    ensure!(count.is_some_and(|count| count.parse::<u32>().is_ok_and(|count| count >= 4)), "{count:?}");
+    ensure!(metrics.lines().any(|line| line == "svc_dns_up 1"), "it is not up");
+    first.kill()?;
+    let (v4, v6) = (svc_lab::plan::OUTSIDE.v4, svc_lab::plan::OUTSIDE.v6);
+    let _second = agent(&shop, &feed, &["--dns-clients", &format!("{v4}/32,{v6}/128,10.0.0.0/8,fc00::/7")])?;
+    answered()?;
+    for server in servers(&shop) {
+        for transport in ["+notcp", "+tcp"] {
+            let found = ask(outside, server, transport)?;
+            ensure!(found.answers.len() == 1, "{server} {transport}: {found:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn a_restarted_agent_answers_again() -> Result<()> {
     let shop = Shop::open()?;
     let feed = Feed::manifests(&shop)?;

@@ -18,7 +18,7 @@ use svc_common::{
 use super::preflight;
 use crate::{
     agent::{self, Masquerade, node::NodePortAddresses},
-    dns::{self, upstream::Upstream},
+    dns::{self, client::DEFAULT_CLIENTS, upstream::Upstream},
     kernel::Xdp,
     model::{Claims, Family, is_label},
     tables::Capacity,
@@ -87,6 +87,16 @@ pub struct AgentArgs {
     /// address of this node, repeat for more
     #[arg(long = "dns", env = "SVC_DNS", value_name = "ADDR:PORT", value_delimiter = ',')]
     pub dns: Vec<SocketAddr>,
+    /// Prefix of clients that `--dns` answers, besides this node; repeat for more [default: private and link-local ones]
+    #[arg(
+        long = "dns-clients",
+        env = "SVC_DNS_CLIENTS",
+        value_name = "CIDR",
+        value_delimiter = ',',
+        default_value = DEFAULT_CLIENTS,
+        hide_default_value = true
+    )]
+    pub dns_clients: Vec<IpNet>,
     /// Domain of the cluster's names
     #[arg(long, env = "SVC_DNS_CLUSTER_DOMAIN", value_name = "DOMAIN", default_value = "cluster.local", value_parser = parse_domain)]
     pub dns_cluster_domain: Name,
@@ -176,7 +186,12 @@ fn dns_options(args: &AgentArgs) -> anyhow::Result<Option<dns::Options>> {
     } else {
         Upstream::Given(args.dns_upstreams.clone())
     };
-    Ok(Some(dns::Options { addresses: args.dns.clone(), domain: args.dns_cluster_domain.clone(), upstream }))
+    Ok(Some(dns::Options {
+        addresses: args.dns.clone(),
+        clients: args.dns_clients.clone(),
+        domain: args.dns_cluster_domain.clone(),
+        upstream,
+    }))
 }
 
 fn parse_node_port_addresses(text: &str) -> Result<NodePortAddresses, String> {

@@ -11,7 +11,7 @@ use hickory_proto::{
     serialize::binary::BinEncodable,
 };
 
-use super::zone::{Answer, TTL, Window, Zone};
+use super::zone::{self, Answer, TTL, Window, Zone};
 
 /// Largest answer over UDP, bytes: what fits into the smallest IPv6 packet (DNS Flag Day 2020).
 pub const UDP_MOST: u16 = 1232;
@@ -185,6 +185,12 @@ fn follow(zone: &Zone, question: &Question, turn: usize) -> Result<Followed, Pro
     let mut draft = Draft { authoritative: true, ..Draft::default() };
     for _ in 0..=ALIASES {
         match zone.answer(&name, kind, window)? {
+            // Nobody is asked for everything: large answers are what forged questions are for.
+            Answer::Elsewhere if kind == RecordType::ANY => {
+                draft.authoritative = false;
+                draft.answers.push(Record::from_rdata(name, TTL, zone::not_everything()));
+                return Ok(Followed::Here(draft));
+            }
             Answer::Elsewhere => {
                 let mut query = question.query.clone();
                 query.set_name(name);

@@ -8,6 +8,8 @@ use std::{
     net::IpAddr,
 };
 
+use super::client::key;
+
 /// Bytes that a bucket gains in a second.
 const RATE: u64 = 1 << 20;
 /// Bytes that it holds at most.
@@ -37,10 +39,7 @@ impl Default for Limit {
 impl Limit {
     /// Whether a client may get this many bytes more.
     pub fn allows(&mut self, client: IpAddr, bytes: usize, now_ms: u64) -> bool {
-        let hash = match client {
-            IpAddr::V4(address) => self.state.hash_one(address),
-            IpAddr::V6(address) => self.state.hash_one(address.to_bits() >> 64),
-        };
+        let hash = self.state.hash_one(key(client));
         let length = self.buckets.len() as u64;
         let Some(bucket) = usize::try_from(hash % length).ok().and_then(|index| self.buckets.get_mut(index)) else {
             return true;

@@ -26,6 +26,7 @@ pub struct Counters {
     services: Gauge,
     connections: Gauge,
     changes: Counter,
+    up: Gauge,
 }
 
 impl fmt::Debug for Counters {
@@ -37,6 +38,7 @@ impl fmt::Debug for Counters {
 impl Counters {
     /// Makes them known.
     pub fn register(&self, r: &mut Registry) {
+        r.register("svc_dns_up", "1 while every address is served over both transports", self.up.clone());
         r.register("svc_dns_queries", "Queries, by transport", self.queries.clone());
         r.register("svc_dns_answers", "Answers, by code", self.answers.clone());
         r.register("svc_dns_dropped", "Queries and connections without an answer, by reason", self.dropped.clone());
@@ -48,6 +50,17 @@ impl Counters {
         r.register("svc_dns_services", "Services with records", self.services.clone());
         r.register("svc_dns_connections", "Open connections of clients", self.connections.clone());
         r.register("svc_dns_zone_changes", "Changes of a Service's records", self.changes.clone());
+    }
+
+    /// Whether every address is served.
+    pub fn set_up(&self, up: bool) {
+        self.up.set(up.into());
+    }
+
+    /// Whether it was the last thing said of it.
+    #[cfg(test)]
+    pub(super) fn is_up(&self) -> bool {
+        self.up.get() == 1
     }
 
     /// A query came.

@@ -12,12 +12,15 @@ use std::{
 };
 
 use hickory_proto::rr::Name;
+use ipnet::IpNet;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use self::{
+    client::Clients,
     metrics::Counters,
     records::Records,
     server::Server,
+    up::{Doors, kept_up},
     upstream::{Upstream, Upstreams},
     zone::Zone,
 };
@@ -25,6 +28,7 @@ use crate::{model::ObjectName, world::World};
 
 pub mod answer;
 pub mod cache;
+pub mod client;
 mod forward;
 pub mod limit;
 pub mod metrics;
@@ -35,6 +39,7 @@ mod share;
 mod tcp;
 #[cfg(test)]
 mod tests;
+mod up;
 pub mod upstream;
 pub mod zone;
 
@@ -49,6 +54,8 @@ pub struct Options {
     /// Where it listens, over UDP and TCP. Each is an address of this node's, never the unspecified one: an answer must
     /// come from the address that was asked.
     pub addresses: Vec<SocketAddr>,
+    /// Who may ask besides these addresses.
+    pub clients: Vec<IpNet>,
     /// The cluster domain.
     pub domain: Name,
     /// Who is asked for everything else.
@@ -103,14 +110,23 @@ async fn serve(options: Options, counters: Arc<Counters>, mut changes: Unbounded
     // Serial numbers grow from one agent to the next.
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let serial = u32::try_from(now.as_secs() & u64::from(u32::MAX)).unwrap_or_default();
-    let own: BTreeSet<IpAddr> = options.addresses.iter().map(SocketAddr::ip).collect();
-    let server = Server::new(Zone::new(options.domain, own.into_iter().collect(), serial), counters);
+    let Options { addresses, clients, domain, upstream } = options;
+    let own: BTreeSet<IpAddr> = addresses.iter().map(SocketAddr::ip).collect();
+    let own: Vec<IpAddr> = own.into_iter().collect();
+    let clients = Clients::new(clients, &own);
+    let doors = Doors::new(2 * addresses.len(), counters.clone());
+    let server = Server::new(Zone::new(domain, own, serial), clients, counters);
     let connections = tcp::shares();
-    for &address in &options.addresses {
-        tokio::task::spawn_local(server.clone().serve_udp(address));
-        tokio::task::spawn_local(tcp::serve(server.clone(), address, connections.clone()));
+    for &address in &addresses {
+        let (udp, udp_doors) = (server.clone(), doors.clone());
+        kept_up("udp", move || udp.clone().serve_udp(address, udp_doors.clone()));
+        let (tcp, connections, doors) = (server.clone(), connections.clone(), doors.clone());
+        kept_up("tcp", move || tcp::serve(tcp.clone(), address, connections.clone(), doors.clone()));
     }
-    tokio::task::spawn_local(follow_resolvers(server.clone(), Upstreams::new(options.upstream, options.addresses)));
+    let resolvers = server.clone();
+    kept_up("resolvers", move || {
+        follow_resolvers(resolvers.clone(), Upstreams::new(upstream.clone(), addresses.clone()))
+    });
 
     let mut batch = Vec::new();
     while changes.recv_many(&mut batch, CHANGES_A_TURN).await > 0 {

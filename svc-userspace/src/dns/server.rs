@@ -16,9 +16,11 @@ use tokio::net::UdpSocket;
 
 use super::{
     answer::{self, Forward, QUERY_MOST, Question, Request, Step, Transport},
+    client::Clients,
     forward::Forwarder,
     limit::Limit,
     metrics::Counters,
+    up::Doors,
     zone::Zone,
 };
 
@@ -34,6 +36,7 @@ pub(super) struct Server {
     pub(super) zone: RefCell<Zone>,
     pub(super) forwarder: Forwarder,
     pub(super) counters: Arc<Counters>,
+    clients: Clients,
     limit: RefCell<Limit>,
     turn: Cell<usize>,
     started: Instant,
@@ -50,15 +53,25 @@ pub(super) enum Todo {
 }
 
 impl Server {
-    pub(super) fn new(zone: Zone, counters: Arc<Counters>) -> Rc<Self> {
+    pub(super) fn new(zone: Zone, clients: Clients, counters: Arc<Counters>) -> Rc<Self> {
         Rc::new(Self {
             zone: RefCell::new(zone),
             forwarder: Forwarder::new(counters.clone()),
             counters,
+            clients,
             limit: RefCell::default(),
             turn: Cell::new(0),
             started: Instant::now(),
         })
+    }
+
+    /// Whether this client may ask; if not, what it sent is counted, and nothing else is to be done with it.
+    pub(super) fn admits(&self, client: SocketAddr) -> bool {
+        let admitted = self.clients.allows(client.ip());
+        if !admitted {
+            self.counters.drop_for("client");
+        }
+        admitted
     }
 
     /// What a request leads to at once. A fault in reading or writing messages costs that request only.
@@ -136,8 +149,9 @@ impl Server {
     }
 
     /// Answers datagrams for ever.
-    pub(super) async fn serve_udp(self: Rc<Self>, address: SocketAddr) {
+    pub(super) async fn serve_udp(self: Rc<Self>, address: SocketAddr, doors: Rc<Doors>) {
         let socket = Rc::new(kept(address, "udp", || bind(address)).await);
+        let _open = doors.open();
         // One byte more than a query may have, so that longer ones are seen to be.
         let mut buffer = [0; QUERY_MOST + 1];
         loop {
@@ -152,6 +166,9 @@ impl Server {
                     // What an earlier answer met, such as a port that is closed meanwhile.
                     Err(_) => continue,
                 };
+                if !self.admits(client) {
+                    continue;
+                }
                 let request = buffer.get(..length).unwrap_or_default();
                 match self.handle(request, Transport::Udp) {
                     Todo::Nothing => {}

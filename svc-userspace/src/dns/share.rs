@@ -1,4 +1,4 @@
-//! How many things may go on at once, in all and for one client. It never waits: what is too much is refused.
+//! How many things may go on at once, in all and for one client (IPv6: a /64). It never waits: what is too much is refused.
 
 use std::{
     cell::RefCell,
@@ -6,6 +6,8 @@ use std::{
     net::IpAddr,
     rc::Rc,
 };
+
+use super::client::key;
 
 /// What is left to be taken.
 #[derive(Debug)]
@@ -36,6 +38,7 @@ impl Shares {
 
     /// Takes one, if one is left.
     pub(super) fn take(self: &Rc<Self>, client: IpAddr) -> Option<Share> {
+        let client = key(client);
         let mut taken = self.taken.borrow_mut();
         if taken.all >= self.most || taken.by_client.get(&client).is_some_and(|&count| count >= self.most_each) {
             return None;
@@ -78,5 +81,16 @@ mod tests {
         assert!(third.is_some() && shares.take(b).is_none());
         drop((first, second, third));
         assert_eq!((shares.taken(), shares.taken.borrow().by_client.len()), (0, 0));
+    }
+
+    #[test]
+    fn addresses_of_one_subnet_share() {
+        let shares = Shares::new(9, 2);
+        let address = |host: u16| IpAddr::from([0xfd00, 0, 0, 1, 0, 0, 0, host]);
+        let taken = (shares.take(address(1)), shares.take(address(2)));
+        assert!(taken.0.is_some() && taken.1.is_some() && shares.take(address(3)).is_none());
+        assert!(shares.take([0xfd00, 0, 0, 2, 0, 0, 0, 1].into()).is_some());
+        drop(taken);
+        assert!(shares.take(address(3)).is_some() && shares.taken.borrow().by_client.is_empty());
     }
 }

@@ -12,6 +12,7 @@ use super::{
     answer::{QUERY_MOST, Transport},
     server::{Server, Todo, kept},
     share::Shares,
+    up::Doors,
 };
 use crate::health::server::bind;
 
@@ -28,8 +29,9 @@ pub(super) fn shares() -> Rc<Shares> {
 }
 
 /// Accepts connections for ever.
-pub(super) async fn serve(server: Rc<Server>, address: SocketAddr, shares: Rc<Shares>) {
+pub(super) async fn serve(server: Rc<Server>, address: SocketAddr, shares: Rc<Shares>, doors: Rc<Doors>) {
     let listener = kept(address, "tcp", || bind(address)).await;
+    let _open = doors.open();
     loop {
         let (stream, client) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -39,6 +41,9 @@ pub(super) async fn serve(server: Rc<Server>, address: SocketAddr, shares: Rc<Sh
                 continue;
             }
         };
+        if !server.admits(client) {
+            continue;
+        }
         let Some(share) = shares.take(client.ip()) else {
             server.counters.drop_for("connections");
             continue;

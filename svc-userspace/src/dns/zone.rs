@@ -185,9 +185,8 @@ impl Zone {
             _ => {}
         }
         let answer = self.look_up(asked, kind, window)?;
-        // RFC 8482: whoever asks for everything gets one small record that says nothing.
-        if kind == RecordType::ANY && matches!(answer, Answer::NoData | Answer::Data(_)) {
-            return Ok(few([RData::HINFO(HINFO::new("RFC8482".to_owned(), String::new()))], TTL));
+        if kind == RecordType::ANY && matches!(answer, Answer::NoData | Answer::Data(_) | Answer::Alias(_)) {
+            return Ok(few([not_everything()], TTL));
         }
         Ok(answer)
     }
@@ -315,16 +314,21 @@ impl Zone {
             return Ok(Answer::NoData);
         }
         let mut names = Vec::new();
+        let mut members_names = Vec::new();
         for owner in owners {
             let place = Place { namespace: &owner.namespace, service: &owner.name };
             match self.get(place) {
                 Some(Records::Headless(members)) => {
                     for member in members.at(address) {
-                        names.push(self.name_of_member(member, place)?);
+                        members_names.push(self.name_of_member(member, place)?);
                     }
                 }
                 _ => names.push(self.name_of(place)?),
             }
+        }
+        // Slices are written by hand as well: they do not rename what the API server gave to a Service.
+        if names.is_empty() {
+            names = members_names;
         }
         names.sort();
         names.dedup();
@@ -342,6 +346,11 @@ impl Data {
             (_, true) => Answer::Data(self),
         }
     }
+}
+
+/// What whoever asks for everything gets: one small record that says nothing (RFC 8482).
+pub(super) fn not_everything() -> RData {
+    RData::HINFO(HINFO::new("RFC8482".to_owned(), String::new()))
 }
 
 fn srv(port: u16, target: Name) -> RData {

@@ -142,6 +142,31 @@ fn aliases_are_followed_within_the_cluster_and_circles_end() {
 }
 
 #[test]
+fn whoever_asks_for_everything_gets_one_record_that_says_nothing() {
+    let cluster = Cluster::new([
+        service("web", &["10.0.0.1".parse().expect("an address")], &[]),
+        unbalanced("inside", Unbalanced::ExternalName("web.ns.svc.cluster.local".into())),
+        unbalanced("outside", Unbalanced::ExternalName("www.example.com".into())),
+    ]);
+    for (of, ours) in [
+        ("web.ns.svc.cluster.local.", true),
+        ("inside.ns.svc.cluster.local.", true),
+        ("outside.ns.svc.cluster.local.", true),
+        ("www.example.com.", false),
+        ("9.0.0.10.in-addr.arpa.", false),
+        (".", false),
+    ] {
+        for tcp in [false, true] {
+            let found = handle(&cluster, &query(of, RecordType::ANY, Some(1232)), tcp).expect("not forwarded");
+            assert_eq!((found.answers.len(), found.metadata.authoritative), (1, ours), "{of}: {found:?}");
+            assert_eq!(found.answers[0].record_type(), RecordType::HINFO, "{of}");
+        }
+    }
+    let none = handle(&cluster, &query("x.ns.svc.cluster.local.", RecordType::ANY, None), false).expect("an answer");
+    assert_eq!(none.metadata.response_code, ResponseCode::NXDomain);
+}
+
+#[test]
 fn what_is_no_question_is_refused_or_dropped() {
     let cluster = headless(1);
     let plain = || query("a.ns.svc.cluster.local.", RecordType::A, None);

@@ -71,6 +71,23 @@ fn specified(objects: &BTreeMap<(bool, ObjectName), Change>) -> BTreeSet<(String
             _ => {}
         }
     }
+    // A cluster IP is its Service's alone, whatever a slice says.
+    for object in objects.values() {
+        let Change::Service(_, Some(service)) = object else { continue };
+        for address in &service.cluster_ips {
+            let owners: BTreeSet<String> = objects
+                .values()
+                .filter_map(|it| match it {
+                    Change::Service(name, Some(it)) if it.cluster_ips.contains(address) => {
+                        Some(format!("{}.{}.svc.{DOMAIN}", name.name, name.namespace))
+                    }
+                    _ => None,
+                })
+                .collect();
+            let name = reverse(*address);
+            records.retain(|(of, _, data)| *of != name || owners.contains(data));
+        }
+    }
     records
 }
 

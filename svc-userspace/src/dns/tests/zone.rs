@@ -1,11 +1,17 @@
-//! What the zone says beyond the specification: order, names of pods, and the time before everything is listed.
+//! What the zone says beyond the specification: order, names of pods, whose address it is, and the time before everything is listed.
+
+use std::net::IpAddr;
 
 use hickory_proto::rr::RecordType;
 
 use super::{
-    super::zone::{Answer, TTL, Window, Zone},
-    ALL, Cluster, DOMAIN, headless, name, written,
+    super::{
+        names::reverse,
+        zone::{Answer, TTL, Window, Zone},
+    },
+    ALL, Cluster, DOMAIN, headless, name, service, slice, unbalanced, written,
 };
+use crate::model::{Change, ObjectName, Unbalanced};
 
 #[test]
 fn the_order_of_addresses_turns() {
@@ -51,4 +57,21 @@ fn before_everything_is_listed_nothing_is_denied() {
     ] {
         assert_eq!(zone.answer(&name(of), RecordType::A, ALL).expect("an answer"), want, "{of}");
     }
+}
+
+#[test]
+fn a_slice_does_not_rename_the_cluster_address_of_a_service() {
+    let ip: IpAddr = "10.0.0.1".parse().expect("an address");
+    let mut cluster = Cluster::new([
+        unbalanced("a", Unbalanced::Headless),
+        slice("by-hand", "a", &[(ip, true, Some("bank"))], &[]),
+        service("web", &[ip], &[]),
+    ]);
+    let names = |cluster: &Cluster| match cluster.ask(&reverse(ip), RecordType::PTR) {
+        Answer::Data(data) => data.records.iter().map(written).collect::<Vec<_>>(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(names(&cluster), ["web.ns.svc.cluster.local."]);
+    cluster.change(Change::Service(ObjectName::new("ns", "web"), None));
+    assert_eq!(names(&cluster), ["bank.a.ns.svc.cluster.local."], "nobody's cluster address");
 }
