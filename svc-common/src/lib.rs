@@ -46,7 +46,7 @@ pub use stats::Counters;
 pub use vip::Cidr;
 
 /// Version of the layout of all maps together. Pins live below a directory named after it (`<bpffs>/layout-2`), so an
-/// agent never opens a map whose types it does not know. Raise it with every change to a type of this crate.
+/// agent never opens a map whose types it does not know. Raise it with every incompatible change to a type of this crate.
 pub const LAYOUT_VERSION: u32 = 2;
 
 /// IP protocol numbers (IANA "Assigned Internet Protocol Numbers") that Services may carry.

@@ -1,7 +1,7 @@
 //! The directory of pins: where it is, whose it is, and whether what is pinned there is what this release expects.
 //!
 //! ```text
-//! <bpffs>/layout-2/maps/NAME  programs/NAME  links/INDEX-ingress  links/INDEX-egress  links/PROGRAM (cgroup)
+//! <bpffs>/layout-2/maps/NAME  programs/NAME  links/INDEX-{ingress,egress,xdp,xdp-generic}  links/PROGRAM (cgroup)
 //! ```
 //!
 //! It never loads and never attaches.
