@@ -140,7 +140,14 @@ fn ask(client: &Place, door: Door, servers: &[&str]) -> Result<()> {
     let title = format!("{} → {}", client.name(), door.text());
     // Nobody answers a door that is shut, however long one waits; at an open one a loaded machine is waited for.
     let patience = if servers.is_empty() { 300 } else { 10_000 };
-    match client.ask(&Request::new(door.protocol, door.at).timeout_ms(patience)) {
+    let request = Request::new(door.protocol, door.at).timeout_ms(patience);
+    match client.ask(&request) {
+        // By chance from the port of a flow of a moment ago, which ends within seconds: another port meets nobody.
+        Ok(_) if servers.is_empty() && door.protocol == Protocol::Udp => {
+            let again = client.ask(&request);
+            ensure!(again.is_err(), "{title}: {again:?}, not one of []");
+            Ok(())
+        }
         Ok(success) => {
             let server = success.answer.server.as_str();
             ensure!(servers.contains(&server), "{title}: {server} answered, not one of {servers:?}");
