@@ -123,11 +123,6 @@ fn forward<A: Ip>(flow: &mut Flow<A>, id: u32, backend: &Backend<A>, flags: u8) 
 pub(crate) fn claim<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) -> Insert {
     reply(&mut scratch.entry, &scratch.key, &scratch.flow);
     let entry = &scratch.entry;
-    let to_itself = is_hairpin(&scratch.key, &scratch.flow);
-    if to_itself && entry.key.source_port == entry.key.destination_port {
-        // The client's port is the backend's: one tuple would need both rewrites. Another port is tried.
-        return Insert::Taken;
-    }
     match tables.insert_flow(&entry.key, &entry.flow) {
         Insert::Done => {}
         Insert::Taken => {
@@ -140,7 +135,7 @@ pub(crate) fn claim<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A
         }
         Insert::Full => return Insert::Full,
     }
-    if to_itself { claim_hairpin(tables, scratch) } else { Insert::Done }
+    if is_hairpin(&scratch.key, &scratch.flow) { claim_hairpin(tables, scratch) } else { Insert::Done }
 }
 
 /// True if an entry is in the table as the entry of this flow, not of another one that has its key; `owner` becomes what
@@ -166,6 +161,11 @@ pub fn close<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) {
 
 #[inline(always)]
 fn claim_hairpin<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) -> Insert {
+    if scratch.entry.key.source_port == scratch.entry.key.destination_port {
+        // The client's port is the backend's: one tuple would need both rewrites. Another port is tried.
+        tables.remove_flow(&scratch.entry.key);
+        return Insert::Taken;
+    }
     inbound(&mut scratch.entry, &scratch.key, &scratch.flow);
     tables.set_unusual(&scratch.entry.key.source, &scratch.entry.key.destination);
     let made = tables.insert_flow(&scratch.entry.key, &scratch.entry.flow);

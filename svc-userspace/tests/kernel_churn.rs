@@ -125,7 +125,10 @@ impl Reader {
 
     fn frontend(&self, service: u32) -> Frontend {
         let key = FrontendKey::new(vip(service).octets(), 80, protocol::TCP);
-        self.frontends.get(&key, 0).unwrap_or_else(|error| panic!("service {service} has no frontend: {error}"))
+        // The kernel overwrites an entry of a hash map by a new one in front of the bucket's list, then takes the old one out: who
+        // walks the list meanwhile may miss both (`htab_map_update_elem`, kernel/bpf/hashtab.c). Not twice in a row.
+        let found = self.frontends.get(&key, 0).or_else(|_| self.frontends.get(&key, 0));
+        found.unwrap_or_else(|error| panic!("service {service} has no frontend: {error}"))
     }
 
     /// Follows one slot of a Service; false if the Service changed meanwhile, so that nothing can be said.

@@ -83,7 +83,7 @@ pub(crate) fn boot(binaries: &Binaries, options: &Options) -> Result<()> {
     let mut machine = Command::new("timeout");
     machine
         .args(["--foreground", TIME_LIMIT, "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max"])
-        .args(["-smp", "2", "-m", "1024", "-nodefaults", "-display", "none", "-no-reboot"])
+        .args(["-smp", "2", "-m", "2048", "-nodefaults", "-display", "none", "-no-reboot"])
         .arg("-serial")
         .arg(format!("file:{}", console.display()))
         .args(["-serial", "stdio", "-append", "console=ttyS0 panic=-1", "-kernel"])
