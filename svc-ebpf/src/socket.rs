@@ -182,7 +182,7 @@ fn choose<A: Address, T: Sockets<A>>(tables: &mut T, frontend: &Frontend) -> Opt
     // All processes of this host are one client: that of the unspecified address.
     let client = A::zeroed();
     let now = tables.now();
-    let id = match by_affinity(tables, frontend, &client, now) {
+    let id = match by_affinity(tables, frontend, true, &client, now) {
         Some(id) => id,
         None => by_hash(tables, frontend.inside, random)?,
     };

@@ -4,11 +4,11 @@ mod support;
 
 use proptest::prelude::*;
 use svc_common::{
-    BackendState, Hook, Interface, Scope,
-    backend::BACKEND_LOCAL,
+    BackendState, Hook, Interface, Scope, SlotRange,
+    backend::{BACKEND_IN_CLUSTER, BACKEND_IN_LOCAL, BACKEND_LOCAL},
     config::INTERFACE_BRIDGE_PORT,
     flow::FLOW_HAIRPIN,
-    frontend::{FLAG_LOAD_BALANCER, FLAG_NODE_PORT},
+    frontend::{FLAG_INSIDE_LOCAL, FLAG_LOAD_BALANCER, FLAG_NODE_PORT, FLAG_OUTSIDE_LOCAL},
     protocol,
 };
 use svc_ebpf::{Verdict, host::HostFrame};
@@ -242,6 +242,42 @@ both_families! {
         }
         tables.now += 100;
         assert_ne!(pass(&mut tables, Hook::Ingress, at::<A>(CLIENT, 99), vip, SYN).1, first);
+    }
+
+    fn affinity_never_leaves_the_set_that_a_frontend_grants<A: Plan>() {
+        for scope in [Scope::Inside, Scope::Outside] {
+            let mut tables = tables::<A>(2);
+            tables.interface.scope = scope as u8;
+            tables.backends.get_mut(&2).unwrap().flags &= !BACKEND_IN_LOCAL;
+            let (vip, local) = (at::<A>(VIP, VIP_PORT), at::<A>(OTHER_VIP, VIP_PORT));
+            for (key, frontend) in &mut tables.frontends {
+                frontend.affinity_seconds = 100;
+                let is_local = key.address == A::nth(OTHER_VIP);
+                let range = SlotRange { offset: u32::from(!is_local), len: 1 };
+                (frontend.inside, frontend.outside) = (range, range);
+                frontend.flags |= if is_local { FLAG_INSIDE_LOCAL | FLAG_OUTSIDE_LOCAL } else { 0 };
+            }
+            let ask = |tables: &mut _, port, vip| {
+                pass::<A>(tables, Hook::Ingress, at::<A>(CLIENT, port), vip, SYN).1
+            };
+            assert_eq!(ask(&mut tables, 1, vip), at::<A>(BACKEND + 1, BACKEND_PORT));
+            assert_eq!(ask(&mut tables, 2, local), at::<A>(BACKEND, BACKEND_PORT));
+            assert_eq!(ask(&mut tables, 3, vip), at::<A>(BACKEND, BACKEND_PORT), "the last one is in both sets");
+        }
+    }
+
+    fn affinity_holds_among_endpoints_that_drain_while_nobody_else_serves<A: Plan>() {
+        let mut tables = tables::<A>(7);
+        tables.frontends.values_mut().for_each(|frontend| frontend.affinity_seconds = 100);
+        tables.backends.values_mut().for_each(|backend| backend.state = BackendState::Terminating as u8);
+        let vip = at::<A>(VIP, VIP_PORT);
+        let (_, first) = pass(&mut tables, Hook::Ingress, at::<A>(CLIENT, 1), vip, SYN);
+        tables.slots.rotate_left(1);
+        assert_eq!(pass(&mut tables, Hook::Ingress, at::<A>(CLIENT, 2), vip, SYN).1, first);
+        for backend in tables.backends.values_mut() {
+            backend.flags &= !BACKEND_IN_CLUSTER;
+        }
+        assert_ne!(pass(&mut tables, Hook::Ingress, at::<A>(CLIENT, 3), vip, SYN).1, first);
     }
 
     fn replies_on_a_bridge_port_are_steered_up_the_stack<A: Plan>() {

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use serde_json::json;
-use svc_lab::{Place, Pod, Protocol, Request, Service, Spec, until};
+use svc_lab::{Endpoint, Place, Pod, Protocol, Request, Service, Spec, until};
 
 use support::{
     Cluster, PORT, PROTOCOLS, WEB,
@@ -176,6 +176,33 @@ fn an_endpoint_that_is_removed_is_replaced_and_its_successor_kept() -> Result<()
         ensure!(chosen.next().as_ref() == Some(&server), "{who:?}, family {family}, {protocol:?} moved to {server}");
         Ok(())
     })
+}
+
+#[test]
+fn a_client_leaves_its_endpoint_when_a_policy_or_hints_take_it_away() -> Result<()> {
+    let cluster = cluster(600, 10..12)?;
+    let far = |nth| publish(&cluster, &sticky(nth, 600), nth, &[&cluster.far]);
+    (10..12).try_for_each(far)?;
+    in_effect(&cluster)?;
+    let ask = |nth: u16, expected: &str| {
+        for_everybody(|who, family, protocol| {
+            // Policy Local holds for the outside at node ports, and for all others at cluster IPs.
+            let addresses = who.addresses(&cluster, nth, family);
+            let asked = addresses[if matches!(who, Who::Outside) { 0 } else { 2 }];
+            let found = servers(who.place(&cluster), &Request::new(protocol, asked), asked, MANY / 2)?;
+            ensure!(found == [expected], "web-{nth}, {who:?}, family {family}, {protocol:?}: {found:?}");
+            Ok(())
+        })
+    };
+    (10..12).try_for_each(|nth| ask(nth, "far"))?;
+    let local = sticky(10, 600).spec("externalTrafficPolicy", "Local").spec("internalTrafficPolicy", "Local");
+    publish(&cluster, &local, 10, &[&cluster.near, &cluster.far])?;
+    let nodes = ["node1", "node2"].map(|node| [node.to_owned()]);
+    let hinted = [(&cluster.near, &nodes[0]), (&cluster.far, &nodes[1])];
+    let hinted = hinted.map(|(pod, node)| Endpoint { for_nodes: node, ..Endpoint::ready(pod) });
+    cluster.publish_of("web-11", &sticky(11, 600), &hinted)?;
+    in_effect(&cluster)?;
+    (10..12).try_for_each(|nth| ask(nth, "near"))
 }
 
 #[test]
