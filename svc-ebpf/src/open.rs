@@ -65,7 +65,7 @@ pub fn attempt<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>, nu
     let with_affinity = frontend.affinity_seconds != 0;
     let bound = if with_affinity { by_affinity(tables, frontend, *inside, &key.source, now) } else { None };
     let flow_hash = flow_hash(&key.source, key.source_port, &key.destination, key.destination_port, key.protocol);
-    let hash = if with_affinity { client_hash(&key.source, frontend.service) } else { flow_hash };
+    let hash = if with_affinity { client_hash(&key.source) } else { flow_hash };
     let step = number.wrapping_mul(SPREAD);
     let remap = number >= BACKENDS_TRIED || (with_affinity && number > 0);
     let id = match bound {

@@ -280,6 +280,19 @@ both_families! {
         assert_ne!(pass(&mut tables, Hook::Ingress, at::<A>(CLIENT, 3), vip, SYN).1, first);
     }
 
+    fn a_client_with_affinity_falls_on_one_backend_whatever_ids_a_node_gives<A: Plan>() {
+        let mut found = Vec::new();
+        for service in 7..27 {
+            let mut tables = tables::<A>(7);
+            for frontend in tables.frontends.values_mut() {
+                (frontend.affinity_seconds, frontend.service) = (100, service);
+            }
+            found.push(pass(&mut tables, Hook::Ingress, at::<A>(CLIENT, 1), at::<A>(VIP, VIP_PORT), SYN).1);
+        }
+        found.dedup();
+        assert_eq!(found.len(), 1, "{found:?}");
+    }
+
     fn replies_on_a_bridge_port_are_steered_up_the_stack<A: Plan>() {
         let mut tables = tables::<A>(1);
         let (client, vip) = (at::<A>(CLIENT, 40000), at::<A>(VIP, VIP_PORT));
