@@ -18,9 +18,9 @@ use crate::{
 };
 
 /// Backends tried before the client's port is remapped.
-const BACKENDS_TRIED: u32 = 3;
+pub(crate) const BACKENDS_TRIED: u32 = 3;
 /// Attempts in all.
-const ATTEMPTS: u32 = 6;
+pub(crate) const ATTEMPTS: u32 = 6;
 /// 2^32 / golden ratio: spreads successive attempts over the whole range.
 pub(crate) const SPREAD: u32 = 0x9e37_79b9;
 const FIRST_REMAPPED_PORT: u32 = 1024;

@@ -11,7 +11,10 @@ use svc_common::{
     frontend::{FLAG_INSIDE_LOCAL, FLAG_LOAD_BALANCER, FLAG_NODE_PORT, FLAG_OUTSIDE_LOCAL},
     protocol,
 };
-use svc_ebpf::{Verdict, host::HostFrame};
+use svc_ebpf::{
+    Verdict,
+    host::{HostFrame, HostTables},
+};
 
 use support::*;
 
@@ -178,6 +181,51 @@ both_families! {
         tables.now += 1;
         assert_eq!(pass(&mut tables, Hook::Ingress, client, vip, ACK).1, backend);
         assert_eq!(pass(&mut tables, Hook::Egress, backend, client, ACK), (vip, client));
+    }
+
+    fn a_forward_entry_is_rebuilt_though_affinity_chose_the_backend<A: Plan>() {
+        for (bound_elsewhere, affinity_since) in [(false, true), (true, true), (false, false)] {
+            let mut tables = tables::<A>(7);
+            let set = |tables: &mut HostTables<A>, seconds| {
+                tables.frontends.values_mut().for_each(|frontend| frontend.affinity_seconds = seconds);
+            };
+            set(&mut tables, if affinity_since { 100 } else { 0 });
+            let vip = at::<A>(VIP, VIP_PORT);
+            for port in 40000..40050 {
+                let client = at::<A>(CLIENT, port);
+                let (_, backend) = pass(&mut tables, Hook::Ingress, client, vip, SYN);
+                tables.flows.retain(|key, _| key.hook == Hook::Egress as u8);
+                let before = tables.affinity.clone();
+                // The time of the binding plays no part: a long connection outlives it.
+                tables.now += 1000;
+                if bound_elsewhere {
+                    tables.affinity.clear();
+                }
+                set(&mut tables, 100);
+                assert_eq!(pass(&mut tables, Hook::Ingress, client, vip, ACK).1, backend);
+                assert_eq!(pass(&mut tables, Hook::Ingress, client, vip, ACK).1, backend);
+                assert_eq!(pass(&mut tables, Hook::Egress, backend, client, ACK), (vip, client));
+                assert!(bound_elsewhere || tables.affinity == before, "it is no new connection");
+                if !affinity_since {
+                    set(&mut tables, 0);
+                }
+                tables.affinity.clear();
+                tables.slots.rotate_left(usize::from(!bound_elsewhere && affinity_since));
+            }
+        }
+    }
+
+    fn a_forward_entry_is_rebuilt_though_the_clients_port_was_remapped<A: Plan>() {
+        let mut tables = tables::<A>(1);
+        for port in 40000..40050 {
+            let client = at::<A>(CLIENT, port);
+            let first = pass(&mut tables, Hook::Ingress, client, at::<A>(VIP, VIP_PORT), SYN);
+            let second = pass(&mut tables, Hook::Ingress, client, at::<A>(OTHER_VIP, VIP_PORT), SYN);
+            assert_ne!(first.0, second.0);
+            tables.flows.retain(|key, _| key.hook == Hook::Egress as u8);
+            assert_eq!(pass(&mut tables, Hook::Ingress, client, at::<A>(OTHER_VIP, VIP_PORT), ACK), second);
+            assert_eq!(pass(&mut tables, Hook::Ingress, client, at::<A>(VIP, VIP_PORT), ACK), first);
+        }
     }
 
     fn a_forward_entry_is_rebuilt_from_the_reply_though_no_slot_leads_to_its_backend<A: Plan>() {
