@@ -110,7 +110,8 @@ pub fn decide<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) -> 
         if scratch.range.len != 0 && tables.recover(scratch) {
             return Decision::Forward;
         }
-        if !scratch.frontend.may_move() {
+        // A client inside does not come by another node half-way, wherever the address may be reached.
+        if scratch.inside || !scratch.frontend.may_move() {
             // A connection that others translate: netfilter, from before this dataplane took over.
             return Decision::Pass;
         }

@@ -168,6 +168,8 @@ both_families! {
         set_flags(&mut tables, FLAG_NODE_PORT);
         assert_eq!(pass(&mut tables, Hook::Ingress, client, vip, ACK), (client, vip));
         set_flags(&mut tables, FLAG_LOAD_BALANCER);
+        assert_eq!(pass(&mut tables, Hook::Ingress, client, vip, ACK), (client, vip), "no pod comes by another node");
+        tables.interface.scope = Scope::Outside as u8;
         assert_eq!(pass(&mut tables, Hook::Ingress, client, vip, ACK).1, at::<A>(BACKEND, BACKEND_PORT));
     }
 
