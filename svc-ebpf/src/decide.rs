@@ -118,11 +118,11 @@ pub fn decide<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) -> 
     }
     if scratch.range.len == 0 {
         let drop_flag = if scratch.inside { FLAG_INSIDE_DROP } else { FLAG_OUTSIDE_DROP };
-        // A datagram flow whose Service has nobody left stays where it is: its backend may come back.
-        return if has_flow && !scratch.packet.is_connection() {
-            Decision::Forward
-        } else if scratch.frontend.flags & drop_flag != 0 {
+        return if scratch.frontend.flags & drop_flag != 0 {
             Decision::Drop(Reason::PolicyEmpty)
+        } else if has_flow && !scratch.packet.is_connection() {
+            // A datagram flow whose Service has nobody left stays where it is: its backend may come back.
+            Decision::Forward
         } else {
             Decision::Refuse(Reason::NoEndpoint)
         };

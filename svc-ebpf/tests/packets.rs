@@ -4,11 +4,13 @@ mod support;
 
 use proptest::prelude::*;
 use svc_common::{
-    BackendState, Hook, Interface, Scope, SlotRange,
+    BackendState, Hook, Interface, Reason, Scope, SlotRange,
     backend::{BACKEND_IN_CLUSTER, BACKEND_IN_LOCAL, BACKEND_LOCAL},
     config::INTERFACE_BRIDGE_PORT,
     flow::FLOW_HAIRPIN,
-    frontend::{FLAG_INSIDE_LOCAL, FLAG_LOAD_BALANCER, FLAG_NODE_PORT, FLAG_OUTSIDE_LOCAL},
+    frontend::{
+        FLAG_INSIDE_DROP, FLAG_INSIDE_LOCAL, FLAG_LOAD_BALANCER, FLAG_NODE_PORT, FLAG_OUTSIDE_DROP, FLAG_OUTSIDE_LOCAL,
+    },
     protocol,
 };
 use svc_ebpf::{
@@ -131,6 +133,24 @@ both_families! {
         tables.backends.get_mut(&1).unwrap().state = BackendState::Gone as u8;
         tables.frontends.values_mut().for_each(|frontend| frontend.inside.len = 0);
         assert_eq!(pass(&mut tables, Hook::Ingress, client, vip, 0), (client, first));
+    }
+
+    fn a_datagram_is_dropped_if_policy_leaves_nobody_while_others_serve<A: Plan>() {
+        for (scope, flag) in [(Scope::Inside, FLAG_INSIDE_DROP), (Scope::Outside, FLAG_OUTSIDE_DROP)] {
+            let mut tables = tables::<A>(1);
+            tables.interface.scope = scope as u8;
+            let (client, vip) = (at::<A>(CLIENT, 40000), at::<A>(VIP, VIP_PORT));
+            let (_, first) = pass(&mut tables, Hook::Ingress, client, vip, 0);
+            let before = tables.clone();
+            tables.backends.get_mut(&1).unwrap().state = BackendState::Gone as u8;
+            for frontend in tables.frontends.values_mut() {
+                (frontend.inside.len, frontend.outside.len) = (0, 0);
+            }
+            set_flags(&mut tables, flag);
+            assert_eq!(drop_reason(&mut tables, vip, 0), Reason::PolicyEmpty);
+            (tables.frontends, tables.backends) = (before.frontends, before.backends);
+            assert_eq!(pass(&mut tables, Hook::Ingress, client, vip, 0), (client, first), "it is back");
+        }
     }
 
     fn an_established_connection_stays_with_a_backend_that_is_gone_and_a_new_one_does_not<A: Plan>() {
