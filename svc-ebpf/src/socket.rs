@@ -100,7 +100,8 @@ pub fn connect<A: Address, T: Sockets<A>>(tables: &mut T, request: &Request<A>) 
     }
 }
 
-/// sendmsg(2) or sendto(2) with an address: the socket's last choice for this destination, while it serves.
+/// sendmsg(2) or sendto(2) with an address: the socket's last choice for this destination, while it serves, and when there is
+/// nobody else: its backend may come back.
 #[inline(always)]
 pub fn send<A: Address, T: Sockets<A>>(tables: &mut T, request: &Request<A>) -> Answer<A> {
     let Some(frontend) = frontend(tables, request) else { return no_frontend(tables, request) };
@@ -123,16 +124,17 @@ pub fn send<A: Address, T: Sockets<A>>(tables: &mut T, request: &Request<A>) -> 
 /// Id 0 is never given to a backend.
 const NO_BACKEND: u32 = 0;
 
-/// The id of the backend this socket used last for the destination, if it still serves; else [`NO_BACKEND`]. (Not an
-/// `Option`: LLVM would copy its undefined half, "R1 !read_ok".)
+/// The id of the backend this socket used last for the destination, if it still serves or the Service has lost everybody; else
+/// [`NO_BACKEND`]. (Not an `Option`: LLVM would copy its undefined half, "R1 !read_ok".)
 #[inline(always)]
 fn last_choice<A: Address, T: Sockets<A>>(tables: &mut T, request: &Request<A>, frontend: &Frontend) -> u32 {
     let Some(last) = tables.socket(&request.key(request.address, request.port)) else { return NO_BACKEND };
     let Some(backend) = tables.backend(last.backend) else { return NO_BACKEND };
-    let serves = backend.generation == last.generation
-        && backend.state != BackendState::Gone as u8
-        && backend.service == frontend.service;
-    if serves { last.backend } else { NO_BACKEND }
+    let has_nobody = frontend.inside.len == 0 && frontend.flags & FLAG_INSIDE_DROP == 0;
+    let is_kept = backend.generation == last.generation
+        && backend.service == frontend.service
+        && (backend.state != BackendState::Gone as u8 || has_nobody);
+    if is_kept { last.backend } else { NO_BACKEND }
 }
 
 #[inline(always)]

@@ -123,7 +123,9 @@ fn the_next_datagram_goes_to_the_changed_target_port() -> Result<()> {
 #[test]
 fn datagrams_stay_with_their_endpoint_while_there_is_no_other_and_leave_it_when_there_is_one() -> Result<()> {
     let cluster = cluster(&[])?;
-    let ways = ways(&cluster);
+    let mut ways = ways(&cluster);
+    let node: &Place = cluster.lab.node(1);
+    ways.extend(cluster_ips().into_iter().map(|address| (node, SocketAddr::new(address, PORT))));
     let mut streams = streams(&cluster, Protocol::Udp, &ways)?;
     cluster.publish("web", &web(), &[])?;
     for (who, asked) in &ways {
