@@ -51,10 +51,10 @@ pub enum Answer<A> {
     Unchanged,
     /// Go there instead.
     Redirect(Target<A>),
-    /// The Service has no endpoint: `ECONNREFUSED`.
-    Refused,
-    /// Policy leaves no endpoint here: what a silent drop is for packets, `EHOSTUNREACH` is for sockets.
-    Unreachable,
+    /// Nobody serves it, for this reason: `ECONNREFUSED`.
+    Refused(Reason),
+    /// What a silent drop for this reason is for packets, `EHOSTUNREACH` is for sockets.
+    Unreachable(Reason),
 }
 
 impl<A: Copy> Request<A> {
@@ -96,7 +96,7 @@ pub fn connect<A: Address, T: Sockets<A>>(tables: &mut T, request: &Request<A>) 
     }
     match choose(tables, &frontend) {
         Some(id) => redirect(tables, request, id, true),
-        None => Answer::Refused,
+        None => Answer::Refused(Reason::Inconsistent),
     }
 }
 
@@ -117,7 +117,7 @@ pub fn send<A: Address, T: Sockets<A>>(tables: &mut T, request: &Request<A>) -> 
     }
     match choose(tables, &frontend) {
         Some(id) => redirect(tables, request, id, true),
-        None => Answer::Refused,
+        None => Answer::Refused(Reason::Inconsistent),
     }
 }
 
@@ -139,7 +139,11 @@ fn last_choice<A: Address, T: Sockets<A>>(tables: &mut T, request: &Request<A>, 
 
 #[inline(always)]
 fn nobody<A>(frontend: &Frontend) -> Answer<A> {
-    if frontend.flags & FLAG_INSIDE_DROP != 0 { Answer::Unreachable } else { Answer::Refused }
+    if frontend.flags & FLAG_INSIDE_DROP != 0 {
+        Answer::Unreachable(Reason::PolicyEmpty)
+    } else {
+        Answer::Refused(Reason::NoEndpoint)
+    }
 }
 
 /// recvmsg(2), getpeername(2): the VIP behind the backend `address:port`, if this socket was redirected there.
@@ -169,8 +173,8 @@ fn no_frontend<A: Address, T: Sockets<A>>(tables: &mut T, request: &Request<A>) 
     }
     match reason(tables, &request.address, VIP_INSIDE) {
         None => Answer::Unchanged,
-        Some(Reason::UnownedAddress) => Answer::Unreachable,
-        Some(_) => Answer::Refused,
+        Some(Reason::UnownedAddress) => Answer::Unreachable(Reason::UnownedAddress),
+        Some(reason) => Answer::Refused(reason),
     }
 }
 
@@ -197,7 +201,9 @@ fn choose<A: Address, T: Sockets<A>>(tables: &mut T, frontend: &Frontend) -> Opt
 /// that only one of them has set ("R1 !read_ok").
 #[inline(never)]
 fn redirect<A: Address, T: Sockets<A>>(tables: &mut T, request: &Request<A>, id: u32, is_new: bool) -> Answer<A> {
-    let Some(backend) = tables.backend(id) else { return Answer::Refused };
+    let Some(backend) = tables.backend(id) else {
+        return Answer::Refused(Reason::Inconsistent);
+    };
     if is_new {
         if request.protocol != protocol::TCP {
             let key = request.key(request.address, request.port);
@@ -208,7 +214,7 @@ fn redirect<A: Address, T: Sockets<A>>(tables: &mut T, request: &Request<A>, id:
     let key = request.key(backend.address, backend.port);
     let vip = SocketPeer { address: request.address, port: request.port, pad: [0; 2] };
     if (is_new || tables.peer(&key).is_none()) && !tables.set_peer(&key, vip) {
-        return Answer::Unreachable;
+        return Answer::Unreachable(Reason::FlowTableFull);
     }
     Answer::Redirect(Target { address: backend.address, port: backend.port })
 }
