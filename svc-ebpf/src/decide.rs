@@ -164,7 +164,10 @@ fn keeps_backend<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>, 
         if flow.state == closing || !has_reply || scratch.found.state == closing {
             return false;
         }
-    } else if flow.flags & FLOW_DIRECT == 0 && first_in_tick && frontend(tables, &scratch.key).is_none() {
+    } else if flow.flags & FLOW_DIRECT == 0
+        && (first_in_tick || tables.has_removal())
+        && frontend(tables, &scratch.key).is_none()
+    {
         return false;
     }
     flow.flags & FLOW_DIRECT != 0 || serves(tables, flow)

@@ -169,6 +169,8 @@ pub struct HostTables<A> {
     pub masquerade_source: Option<A>,
     /// The clock, in units of 2^30 ns.
     pub now: u32,
+    /// CONFIG: when a frontend was removed last, by the clock.
+    pub removal: Option<u32>,
     /// Packets counted by service id.
     pub counted: HashMap<u32, u64>,
 }
@@ -196,6 +198,7 @@ impl<A: Ip> Default for HostTables<A> {
             programs_masquerade: false,
             masquerade_source: None,
             now: 1,
+            removal: None,
             counted: HashMap::new(),
         }
     }
@@ -370,6 +373,10 @@ impl<A: Ip + std::hash::Hash> Tables<A> for HostTables<A> {
 
     fn set_unusual(&mut self, source: &A, destination: &A) {
         self.unusual.insert(unusual_place(source, destination));
+    }
+
+    fn has_removal(&mut self) -> bool {
+        self.removal.is_some_and(|then| self.now.wrapping_sub(then) <= 1)
     }
 
     fn has_bridges(&mut self) -> bool {

@@ -79,6 +79,8 @@ pub trait Tables<A>: Decisions<A> {
     fn is_unusual(&mut self, source: &A, destination: &A) -> bool;
     /// Writes UNUSUAL, before such an entry is made.
     fn set_unusual(&mut self, source: &A, destination: &A);
+    /// CONFIG: a frontend was removed in this unit of time, or in the one before.
+    fn has_removal(&mut self) -> bool;
     /// CONFIG: some interface is a port of a bridge.
     fn has_bridges(&mut self) -> bool;
     /// True if one more packet may be refused now; takes it from what is allowed.

@@ -4,7 +4,7 @@ mod support;
 
 use proptest::prelude::*;
 use svc_common::{
-    BackendState, Hook, Interface, Reason, Scope, SlotRange,
+    BackendState, FrontendKey, Hook, Interface, Reason, Scope, SlotRange,
     backend::{BACKEND_IN_CLUSTER, BACKEND_IN_LOCAL, BACKEND_LOCAL},
     config::INTERFACE_BRIDGE_PORT,
     flow::FLOW_HAIRPIN,
@@ -150,6 +150,22 @@ both_families! {
             assert_eq!(drop_reason(&mut tables, vip, 0), Reason::PolicyEmpty);
             (tables.frontends, tables.backends) = (before.frontends, before.backends);
             assert_eq!(pass(&mut tables, Hook::Ingress, client, vip, 0), (client, first), "it is back");
+        }
+    }
+
+    fn a_datagram_flow_ends_at_once_with_its_frontend<A: Plan>() {
+        for later in 0..3 {
+            let mut tables = tables::<A>(1);
+            let (client, vip) = (at::<A>(CLIENT, 40000), at::<A>(VIP, VIP_PORT));
+            let (_, backend) = pass(&mut tables, Hook::Ingress, client, vip, 0);
+            assert_eq!(pass(&mut tables, Hook::Ingress, client, vip, 0), (client, backend));
+            tables.frontends.remove(&FrontendKey::new(A::nth(VIP), VIP_PORT, protocol::UDP));
+            tables.removal = Some(tables.now);
+            tables.now += later;
+            assert_eq!(pass(&mut tables, Hook::Ingress, client, vip, 0), (client, vip));
+            assert!(tables.flows.is_empty());
+            let (other, _) = pass(&mut tables, Hook::Ingress, client, at::<A>(OTHER_VIP, VIP_PORT), 0);
+            assert_eq!(other, client, "its tuple is free");
         }
     }
 

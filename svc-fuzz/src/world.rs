@@ -338,6 +338,7 @@ fn apply<A: Plan>(tables: &mut HostTables<A>, change: Change) {
     match change {
         Change::RemoveFrontend(n) => {
             tables.frontends.remove(&frontend_key(n));
+            tables.removal = Some(tables.now);
         }
         Change::SetFrontend(n, plan) => {
             let range = |(offset, len)| SlotRange { offset, len };

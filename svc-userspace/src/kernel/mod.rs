@@ -9,8 +9,8 @@ use ipnet::IpNet;
 use svc_common::{
     Cidr, Config, Interface,
     config::{
-        CONFIG_BRIDGES, CONFIG_FILTER, CONFIG_MASQUERADE, CONFIG_PORTS_RESERVED, CONFIG_SERVICE_CIDRS, CONFIG_SYNCED,
-        INTERFACE_BRIDGE_PORT, INTERFACE_XDP,
+        CONFIG_BRIDGES, CONFIG_FILTER, CONFIG_MASQUERADE, CONFIG_PORTS_RESERVED, CONFIG_REMOVAL, CONFIG_SERVICE_CIDRS,
+        CONFIG_SYNCED, INTERFACE_BRIDGE_PORT, INTERFACE_XDP,
     },
     vip::SERVICE_CIDRS,
 };
@@ -51,6 +51,9 @@ pub use xdp::Xdp;
 
 /// Bit of `skb->mark` that asks for masquerading; see [`crate::masquerade`].
 pub const MASQUERADE_MARK: u32 = 0x1000;
+
+/// What of CONFIG another agent goes on with.
+const KEPT: u32 = CONFIG_SYNCED | CONFIG_BRIDGES | CONFIG_PORTS_RESERVED | CONFIG_REMOVAL;
 
 /// What a dataplane is made of.
 #[derive(Clone, Debug)]
@@ -164,7 +167,7 @@ impl Dataplane {
                 | if options.programs_masquerade { CONFIG_MASQUERADE } else { 0 }
                 | if options.service_cidrs.is_empty() { 0 } else { CONFIG_SERVICE_CIDRS }
                 // Not CONFIG_FILTER: another release may have been at work since it was set.
-                | if adopted { previous.flags & (CONFIG_SYNCED | CONFIG_BRIDGES | CONFIG_PORTS_RESERVED) } else { 0 },
+                | if adopted { previous.flags & KEPT } else { 0 },
         };
         maps.config.set(0, config, 0).map_err(|error| KernelError::map("CONFIG", error))?;
 

@@ -23,7 +23,7 @@ use svc_ebpf::{
 
 use super::{
     A4, A6, Maps,
-    clock::may_refuse,
+    clock::{coarse_now, may_refuse},
     count::add,
     globals::{
         svc_attempt_v4, svc_attempt_v6, svc_claim_v4, svc_claim_v6, svc_decide_v4, svc_decide_v6, svc_masq_v4,
@@ -146,6 +146,11 @@ macro_rules! family {
                     // SAFETY: a value of an array; nobody ever writes anything else.
                     unsafe { seen.write_volatile(1) };
                 }
+            }
+
+            #[inline(always)]
+            fn has_removal(&mut self) -> bool {
+                config().has_removal(coarse_now())
             }
 
             #[inline(always)]
