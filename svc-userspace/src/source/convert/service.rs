@@ -86,6 +86,10 @@ impl Convert for v1::Service {
         let load_balancer_ips = virtual_addresses(ingress_addresses(self, context), &families, context);
         let source_ranges = source_ranges(spec, context);
         let ports = ports(spec, context);
+        let external_local = is_local("spec.externalTrafficPolicy", spec.external_traffic_policy.as_deref(), context);
+        // No load balancer asks for other Services, though the field may be left on the object.
+        let is_asked = external_local && spec.type_.as_deref() == Some("LoadBalancer");
+        let health_check = optional_port("spec.healthCheckNodePort", spec.health_check_node_port, context);
         Some(AnyService::Balanced(Box::new(Service {
             name: name.clone(),
             external_ips,
@@ -93,10 +97,10 @@ impl Convert for v1::Service {
             source_ranges,
             claim: claim(self, name, &families, &ports, context),
             ports,
-            external_local: is_local("spec.externalTrafficPolicy", spec.external_traffic_policy.as_deref(), context),
+            external_local,
             internal_local: is_local("spec.internalTrafficPolicy", spec.internal_traffic_policy.as_deref(), context),
             affinity_seconds: affinity(spec, context),
-            health_check_node_port: optional_port("spec.healthCheckNodePort", spec.health_check_node_port, context),
+            health_check_node_port: health_check.filter(|_| is_asked),
             cluster_ips,
         })))
     }
