@@ -193,6 +193,7 @@ impl Tables {
         for (id, range) in sources {
             phases.push(Phase::RemoveSources, Op::RemoveSource(id, range));
         }
+        self.is_adopted = true;
         let everything = self.shared.everything();
         phases.share(self.shared.settle(everything));
         ops.extend(phases.into_ops());

@@ -191,6 +191,8 @@ pub struct Tables {
     shared: shared::Shared,
     refused: BTreeSet<ObjectName>,
     adopted: adopt::Adopted,
+    /// What was found has been claimed, or removed.
+    is_adopted: bool,
     /// Addresses that operations which are not carried out yet take away, and from whom; `None`: no operation waits.
     held: Option<HashMap<FrontendAddress, ObjectName>>,
     maglev: maglev::Builder,
@@ -258,6 +260,7 @@ impl Tables {
             shared: shared::Shared::default(),
             refused: BTreeSet::new(),
             adopted: adopt::Adopted::default(),
+            is_adopted: false,
             held: None,
             maglev: maglev::Builder::default(),
         }
@@ -296,9 +299,12 @@ impl Tables {
     }
 
     /// Sets the node's own addresses: a load balancer's address that is among them is not a VIP as a whole, because its
-    /// other ports are the node's. Returns what is to be written.
+    /// other ports are the node's. Returns what is to be written: nothing before [`Tables::finish_adoption`], which does it.
     pub fn set_own_addresses(&mut self, addresses: HashSet<IpAddr>) -> Vec<Op> {
         let touched = self.shared.set_own_addresses(addresses);
+        if !self.is_adopted {
+            return Vec::new();
+        }
         let ops = self.shared.settle(touched);
         [ops.remove_vips, ops.set_vips].concat()
     }

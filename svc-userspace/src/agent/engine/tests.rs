@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
+use svc_common::vip::VIP_OUTSIDE;
+
 use super::{Engine, Maps, REFUSED_RETRY_MS};
 use crate::{
     compile::NodeContext,
@@ -22,6 +24,7 @@ struct Fake {
     frontends: BTreeMap<FrontendAddress, u32>,
     slots: usize,
     filter: usize,
+    vips_removed: Vec<IpAddr>,
     broken_filter: bool,
     trusted: bool,
 }
@@ -44,6 +47,7 @@ impl Maps for Fake {
                     self.frontends.remove(address);
                 }
                 Op::WriteSlots(..) => self.slots += 1,
+                Op::RemoveVip(address) => self.vips_removed.push(*address),
                 Op::SetFilter(..) if self.broken_filter => return Err((index, "no memory left".to_owned())),
                 Op::SetFilter(..) => self.filter += 1,
                 _ => {}
@@ -147,6 +151,20 @@ fn nothing_is_written_before_objects_and_interfaces_are_listed() {
     engine.step(100, 0, 0);
     assert_eq!(engine.maps().frontends.len(), 1);
     assert!(engine.maps().synced && engine.is_synced() && !engine.is_behind());
+}
+
+#[test]
+fn the_nodes_addresses_take_nothing_from_the_maps_before_everything_is_listed() {
+    let address: IpAddr = [203, 0, 113, 1].into();
+    let found = Observed { vips: vec![(address, VIP_OUTSIDE)], ..Observed::default() };
+    let metrics = Arc::new(Metrics::new(|| Ok(Snapshot::default())));
+    let mut engine = Engine::new(Tables::adopt(CAPACITY, &found), Fake::default(), metrics);
+    engine.set_own_addresses([address].into(), 0);
+    assert_eq!(engine.maps().calls, 0, "an agent of before wrote it, and serves");
+    engine.change(Change::Synced);
+    engine.interfaces_listed();
+    engine.step(100, 0, 0);
+    assert_eq!(engine.maps().vips_removed, [address]);
 }
 
 #[test]
