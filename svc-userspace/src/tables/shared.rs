@@ -169,11 +169,7 @@ impl Shared {
 
 impl Vip {
     fn wanted(self) -> Option<u32> {
-        match (self.cluster, self.balancer) {
-            (0, 0) => None,
-            (0, _) => Some(VIP_OUTSIDE),
-            _ => Some(VIP_INSIDE | VIP_OUTSIDE),
-        }
+        (self.cluster + self.balancer > 0).then_some(VIP_INSIDE | VIP_OUTSIDE)
     }
 
     fn is_unknown(self) -> bool {
