@@ -17,8 +17,4 @@ pub struct CacheState {
     pub pad: u32,
 }
 
-/// Length of the spans of time within which an entry holds, as a power of two of nanoseconds: 268 ms. In each, the first packet of a
-/// flow goes the long way: it touches the entries in FLOWS, asks the routes, and makes the entry anew.
-pub const CACHE_SPAN_SHIFT: u32 = 28;
-
 const _: () = assert!(size_of::<CacheState>() == 16);

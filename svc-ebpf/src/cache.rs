@@ -3,7 +3,8 @@
 //! What the long way ([`crate::shortcut`]) found out about a packet (both rewrites, the way out, the hardware addresses) holds
 //! for the flow's next ones, for a moment. An entry holds
 //!
-//! * within the span of time it was made in, so that entries of FLOWS are touched, repaired and asked anew several times a second;
+//! * within the unit of the clock it was made in (1.07 s), so that the flow's entries are touched, repaired and asked anew as often
+//!   as without the cache, and the route as well;
 //! * as long as nothing has changed that routes depend on ([`Moment::generation`]);
 //! * for packets that came in by the same interface and fit the link they leave by;
 //! * of a datagram flow's requests, as long as the backend serves.
@@ -41,8 +42,8 @@ pub struct Cached<A> {
     pub interface: u32,
     /// Index of the one it leaves by.
     pub leaves_by: u32,
-    /// The span it was made in.
-    pub span: u32,
+    /// When it was made, in units of 2^30 ns (1.07 s).
+    pub made: u32,
     /// [`Moment::generation`] when it was made.
     pub generation: u32,
     /// Service port that is counted.
@@ -67,16 +68,16 @@ pub struct Cached<A> {
 
 /// Both hardware addresses as an entry has them.
 #[inline(always)]
-pub fn macs(destination: [u8; 6], source: [u8; 6]) -> [u32; 3] {
-    let ([a, b, c, d, e, f], [u, v, w, x, y, z]) = (destination, source);
-    [[a, b, c, d], [e, f, u, v], [w, x, y, z]].map(u32::from_ne_bytes)
+pub fn macs(to: [u8; 6], from: [u8; 6]) -> [u32; 3] {
+    let words = [[to[0], to[1], to[2], to[3]], [to[4], to[5], from[0], from[1]], [from[2], from[3], from[4], from[5]]];
+    words.map(u32::from_ne_bytes)
 }
 
 /// What time it is for the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moment {
-    /// Number of the span of time.
-    pub span: u32,
+    /// The clock, in units of 2^30 ns (1.07 s).
+    pub now: u32,
     /// CACHE_STATE's generation; 0: there is no cache. (No `Option`: where it is none, LLVM would store fields that were never
     /// written, which the verifier refuses.)
     pub generation: u32,
@@ -144,7 +145,7 @@ pub fn known<A: Ip, F: Road<A>, T: Tables<A>>(
         return None;
     }
     let header = &packet.header;
-    let holds = cached.span == moment.span
+    let holds = cached.made == moment.now
         && cached.generation == moment.generation
         && cached.interface == frame.came_by()
         && header.len <= usize::from(cached.mtu);
@@ -222,7 +223,7 @@ pub fn remember<A: Ip, T: Tables<A>>(
     let old = pair(packet.ports.source, packet.ports.destination);
     cached.ports = pair(outgoing.flow.port, or(outgoing.flow.peer_port, flow.port));
     cached.interface = came_by;
-    cached.span = moment.span;
+    cached.made = moment.now;
     cached.generation = moment.generation;
     let is_request = flow.flags & FLOW_MASQUERADED == 0;
     cached.is_request = u32::from(is_request);
@@ -240,7 +241,7 @@ pub fn remember<A: Ip, T: Tables<A>>(
     } else if tables.gives_way(second, key, moment) {
         second
     } else {
-        first ^ (moment.span & OTHER)
+        first ^ (moment.now & OTHER)
     };
     tables.write(at, cached);
     // The tuple may have been opened anew meanwhile.

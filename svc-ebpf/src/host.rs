@@ -202,7 +202,7 @@ impl<A: Ip> Default for HostTables<A> {
             now: 1,
             counted: HashMap::new(),
             cache: HashMap::new(),
-            moment: Moment { span: 0, generation: 0, mask: 0 },
+            moment: Moment { now: 0, generation: 0, mask: 0 },
         }
     }
 }
@@ -288,7 +288,7 @@ fn empty_scratch<A: Ip>() -> Scratch<A> {
             ports: [0; 4],
             interface: 0,
             leaves_by: 0,
-            span: 0,
+            made: 0,
             generation: 0,
             service: 0,
             backend: 0,
@@ -368,7 +368,7 @@ impl<A: Ip + std::hash::Hash> Cache<A> for HostTables<A> {
     }
 
     fn gives_way(&mut self, place: u32, key: &FlowKey<A>, moment: Moment) -> bool {
-        let holds = |entry: &Cached<A>| entry.span == moment.span && entry.generation == moment.generation;
+        let holds = |entry: &Cached<A>| entry.made == moment.now && entry.generation == moment.generation;
         self.cache.get(&place).is_none_or(|entry| entry.key == *key || !holds(entry))
     }
 }

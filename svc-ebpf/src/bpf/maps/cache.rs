@@ -7,17 +7,18 @@ use aya_ebpf::{btf_maps::Array, macros::btf_map};
 use svc_common::{CacheState, FlowKey};
 use svc_ebpf::cache::{Cache, Cached, Moment};
 
-use super::{A4, A6, Maps, clock::coarse_span};
+use super::{A4, A6, Maps, clock::coarse_now};
 
 /// Words of an entry.
 const fn words<A>() -> usize {
     size_of::<Cached<A>>() / 8
 }
 
+// Whoever loads programs that use them gives them their size, and says it in CACHE_STATE.
 #[btf_map]
-static CACHE_V4: Array<[u64; 1 + words::<A4>()], 262144> = Array::new();
+static CACHE_V4: Array<[u64; 1 + words::<A4>()], 1> = Array::new();
 #[btf_map]
-static CACHE_V6: Array<[u64; 1 + words::<A6>()], 131072> = Array::new();
+static CACHE_V6: Array<[u64; 1 + words::<A6>()], 1> = Array::new();
 #[btf_map]
 static CACHE_STATE: Array<CacheState, 1> = Array::new();
 
@@ -78,7 +79,7 @@ macro_rules! family {
             #[inline(always)]
             fn moment(&mut self) -> Moment {
                 let state = CACHE_STATE.get(0).copied().unwrap_or_default();
-                Moment { span: coarse_span(), generation: state.generation, mask: state.$mask }
+                Moment { now: coarse_now(), generation: state.generation, mask: state.$mask }
             }
 
             #[inline(always)]
@@ -145,7 +146,7 @@ macro_rules! family {
                     let place = place.cast::<u64>().add(1);
                     let entry = place.cast::<Cached<$address>>();
                     place.read_volatile() == first
-                        || (&raw const (*entry).span).read_volatile() != moment.span
+                        || (&raw const (*entry).made).read_volatile() != moment.now
                         || (&raw const (*entry).generation).read_volatile() != moment.generation
                 }
             }

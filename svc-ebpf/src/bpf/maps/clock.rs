@@ -5,7 +5,6 @@ use aya_ebpf::{
     helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns},
     macros::btf_map,
 };
-use svc_common::cache::CACHE_SPAN_SHIFT;
 
 /// What the coarse clock said in one of the kernel's ticks.
 #[repr(C)]
@@ -43,12 +42,6 @@ fn coarse_ns() -> u64 {
 #[inline(always)]
 pub(in crate::bpf) fn coarse_now() -> u32 {
     (coarse_ns() >> 30) as u32
-}
-
-/// Number of the span of time of the flow cache.
-#[inline(always)]
-pub(super) fn coarse_span() -> u32 {
-    (coarse_ns() >> CACHE_SPAN_SHIFT) as u32
 }
 
 /// How many packets a CPU has refused within a span of time.

@@ -72,7 +72,7 @@ macro_rules! family {
         #[unsafe(no_mangle)]
         #[inline(never)]
         #[expect(unreachable_pub, reason = "as above")]
-        pub extern "C" fn $remember(came_by: u32, span: u32, generation: u32) -> u32 {
+        pub extern "C" fn $remember(came_by: u32, now: u32, generation: u32) -> u32 {
             let mut maps = Maps::without_packet();
             let (Some(incoming), Some(outgoing)) =
                 (<$address>::scratch(Hook::Ingress), <$address>::scratch(Hook::Egress))
@@ -80,7 +80,7 @@ macro_rules! family {
                 return 0;
             };
             let moment = Cache::<$address>::moment(&mut maps);
-            remember(&mut maps, incoming, outgoing, came_by, Moment { span, generation, ..moment });
+            remember(&mut maps, incoming, outgoing, came_by, Moment { now, generation, ..moment });
             0
         }
 

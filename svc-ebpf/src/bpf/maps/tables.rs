@@ -239,7 +239,7 @@ macro_rules! family {
                 came_by: u32,
                 moment: Moment,
             ) {
-                with(incoming, || with(outgoing, || $remember(came_by, moment.span, moment.generation)));
+                with(incoming, || with(outgoing, || $remember(came_by, moment.now, moment.generation)));
             }
 
             #[inline(always)]
