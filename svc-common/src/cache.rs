@@ -6,8 +6,8 @@ use bytemuck::{Pod, Zeroable};
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct CacheState {
-    /// Raised by the agent whenever routes, neighbours, addresses or interfaces change, and when it starts: an entry that was
-    /// made before no longer holds. 0: the cache is off.
+    /// Raised by the agent whenever routes, addresses or interfaces change, and when it starts: an entry that was made before no
+    /// longer holds. 0: the cache is off. (Of neighbours the kernel itself keeps count, in NEIGHBOURS.)
     pub generation: u32,
     /// Entries of CACHE_V4, less one; a power of two less one.
     pub mask_v4: u32,

@@ -5,7 +5,7 @@
 //!
 //! * within the unit of the clock it was made in (1.07 s), so that the flow's entries are touched, repaired and asked anew as often
 //!   as without the cache, and the route as well;
-//! * as long as nothing has changed that routes depend on ([`Moment::generation`]);
+//! * as long as no route, neighbour or link has changed ([`Moment::generation`]);
 //! * for packets that came in by the same interface and fit the link they leave by;
 //! * of a datagram flow's requests, as long as the backend serves.
 //!
@@ -78,7 +78,7 @@ pub fn macs(to: [u8; 6], from: [u8; 6]) -> [u32; 3] {
 pub struct Moment {
     /// The clock, in units of 2^30 ns (1.07 s).
     pub now: u32,
-    /// CACHE_STATE's generation; 0: there is no cache. (No `Option`: where it is none, LLVM would store fields that were never
+    /// Grows with every change that ways of packets depend on; 0: there is no cache. (No `Option`: where it is none, LLVM would store fields that were never
     /// written, which the verifier refuses.)
     pub generation: u32,
     /// Number of places less one; a power of two less one.

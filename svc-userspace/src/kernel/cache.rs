@@ -1,16 +1,27 @@
 //! The flow cache of the XDP program: how large it is, and since when what is in it holds.
 //!
-//! It is pinned nowhere: it lasts as long as the programs, and those of the next agent begin with an empty one.
+//! It is pinned nowhere: it lasts as long as the programs, and those of the next agent begin with an empty one. A program of the
+//! kernel's own tracepoint counts updates of neighbours for it, whether an agent runs or not.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    fs,
+    os::fd::{AsFd, OwnedFd},
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use aya::{
     Ebpf,
     maps::{Array, MapData},
+    programs::Program,
 };
 use svc_common::CacheState;
 
-use super::error::KernelError;
+use super::{
+    error::{KernelError, chain},
+    links,
+    pins::Layout,
+    sys,
+};
 
 /// Places of CACHE_V4 and CACHE_V6, two for each flow that is to be known at a time: 23 and 18 MB.
 const PLACES: [(&str, u32); 2] = [("CACHE_V4", 1 << 18), ("CACHE_V6", 1 << 17)];
@@ -19,6 +30,31 @@ const STATE: &str = "CACHE_STATE";
 /// Sizes of the maps, where there is a program that uses them.
 pub(super) fn sizes() -> [(&'static str, u32); 2] {
     PLACES
+}
+
+/// The program that counts updates of neighbours, and its tracepoint.
+const PROGRAM: &str = "svc_neighbour";
+const TRACEPOINT: &std::ffi::CStr = c"neigh_update_done";
+const LINK: &str = "neighbours";
+
+/// Has updates of neighbours counted by the object's program, and no longer by that of an earlier agent.
+pub(super) fn count_neighbours(object: &mut Ebpf, layout: &Layout) -> Result<(), String> {
+    let Some(Program::RawTracePoint(program)) = object.program_mut(PROGRAM) else {
+        return Err(format!("the object has no program {PROGRAM}"));
+    };
+    program.load().map_err(|error| chain(&error))?;
+    let program = program.fd().map_err(|error| chain(&error))?;
+    let link: OwnedFd = links::create_raw_tracepoint(program.as_fd(), TRACEPOINT).map_err(|error| error.to_string())?;
+    // Such a link cannot be given another program: the next one takes its name.
+    let new = layout.link(&format!("{LINK}_new"));
+    super::attach::remove_pin(&new).map_err(|error| chain(&error))?;
+    sys::object_pin(link.as_fd(), &new).map_err(|error| error.to_string())?;
+    fs::rename(&new, layout.link(LINK)).map_err(|error| error.to_string())
+}
+
+/// Ends that.
+pub(super) fn forget_neighbours(layout: &Layout) -> Result<(), KernelError> {
+    super::attach::remove_pin(&layout.link(LINK)).map(drop)
 }
 
 /// The cache of the programs that were loaded.

@@ -8,6 +8,7 @@ use svc_common::{CacheState, FlowKey};
 use svc_ebpf::cache::{Cache, Cached, Moment};
 
 use super::{A4, A6, Maps, clock::coarse_now};
+use crate::bpf::neighbours::updates;
 
 /// Words of an entry.
 const fn words<A>() -> usize {
@@ -79,7 +80,12 @@ macro_rules! family {
             #[inline(always)]
             fn moment(&mut self) -> Moment {
                 let state = CACHE_STATE.get(0).copied().unwrap_or_default();
-                Moment { now: coarse_now(), generation: state.generation, mask: state.$mask }
+                // Both only grow, so that their sum says whether one of them has.
+                let generation = match state.generation {
+                    0 => 0,
+                    generation => generation.wrapping_add(updates()),
+                };
+                Moment { now: coarse_now(), generation, mask: state.$mask }
             }
 
             #[inline(always)]
