@@ -139,7 +139,17 @@ pub(super) fn load(object: &[u8], layout: &Layout, options: &Options) -> Result<
         }
     }
     let has_xdp = xdp::PROGRAMS.iter().any(|name| programs.contains_key(name));
-    let cache = if has_xdp { Some(FlowCache::of(&mut ebpf)?) } else { None };
+    let cache = if has_xdp {
+        if let Err(message) = cache::count_neighbours(&mut ebpf, layout) {
+            tracing::warn!(
+                "the kernel does not count updates of neighbours: while no agent runs, XDP notices one within a second: {message}"
+            );
+        }
+        Some(FlowCache::of(&mut ebpf)?)
+    } else {
+        cache::forget_neighbours(layout)?;
+        None
+    };
     Ok(Loaded { programs, adopted, cache, log: ProgramLog::of(&mut ebpf) })
 }
 
