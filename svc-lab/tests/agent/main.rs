@@ -5,5 +5,6 @@ mod api;
 mod changes;
 mod input;
 mod pins;
+mod repair;
 mod restart;
 mod shop;

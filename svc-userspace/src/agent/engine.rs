@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use svc_common::{BackendState, filter::FILTER_BITS};
+use svc_common::{BackendState, SlotRange, filter::FILTER_BITS};
 
 use crate::{
     compile::{NodeContext, PortTable},
@@ -18,9 +18,11 @@ use crate::{
     metrics::Metrics,
     model::{Change, Family, ObjectName},
     sockets::Gone,
-    tables::{FilterWords, Observed, Op, Refused, Tables},
+    tables::{Difference, FilterWords, Observed, Op, Refused, Tables, Walked},
     world::World,
 };
+
+mod repair;
 
 /// What operations are applied to.
 pub trait Maps {
@@ -38,6 +40,15 @@ pub trait Maps {
 
     /// Notes in the maps that every Service has been programmed once.
     fn set_synced(&mut self) -> Result<(), Self::Error>;
+
+    /// Which of these writes the maps do not show, by index.
+    fn differing(&mut self, ops: &[Op]) -> Result<Vec<(usize, Difference)>, Self::Error>;
+
+    /// The backend ids in these slots.
+    fn slots(&mut self, range: SlotRange) -> Result<Vec<u32>, Self::Error>;
+
+    /// Adds the next entries of a map to what was found, the first ones if `first`; true once there are no more.
+    fn next_entries(&mut self, map: Walked, first: bool, found: &mut Observed) -> Result<bool, Self::Error>;
 }
 
 /// Longest time between two attempts at a write, milliseconds.
@@ -91,6 +102,8 @@ pub struct Engine<M> {
     triggers: Triggers,
     /// UDP backends that are gone from the maps, until somebody asks.
     gone: Vec<Gone>,
+    /// How far the comparison of the maps has come.
+    pass: repair::Pass,
 }
 
 /// When the changes that wait for being programmed were made, milliseconds since 1970.
@@ -125,6 +138,7 @@ impl<M: Maps> Engine<M> {
             without_local: BTreeMap::new(),
             triggers: Triggers::default(),
             gone: Vec::new(),
+            pass: repair::Pass::default(),
         }
     }
 
@@ -297,7 +311,7 @@ impl<M: Maps> Engine<M> {
         let is_shared = |op: &Op| matches!(op, Op::SetVip(..) | Op::RemoveVip(_));
         let (shared, own) = ops.into_iter().partition(is_shared);
         self.apply_in_line(name, own, gone, now_ms);
-        self.apply_in_line(&ObjectName::new("", "(what Services share)"), shared, Vec::new(), now_ms);
+        self.apply_in_line(&self::shared(), shared, Vec::new(), now_ms);
     }
 
     fn apply_in_line(&mut self, name: &ObjectName, ops: Vec<Op>, gone: Vec<Gone>, now_ms: u64) {
@@ -485,6 +499,11 @@ fn gone(ops: &[Op], is_of_interest: impl Fn(u32) -> bool) -> Vec<Gone> {
 /// The name under which the removal of what no Service claimed is reported and retried.
 fn adoption() -> ObjectName {
     ObjectName::new("", "(left by an earlier agent)")
+}
+
+/// The name under which writes to what Services have in common are reported and retried.
+fn shared() -> ObjectName {
+    ObjectName::new("", "(what Services share)")
 }
 
 /// Tables that continue what was found in the maps.

@@ -15,6 +15,7 @@ use super::{
     engine::{self, Engine},
     links::Links,
     options::{Masquerade, Options, Source},
+    repair::Repair,
 };
 use crate::{
     balancer::{self, local::Local},
@@ -71,13 +72,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             }
         });
     }
-    if programs_masquerade {
-        // A table that stands there stays: connections that it masquerades go on.
-        if let Err(error) = dataplane.reserve_ports() {
-            let error = anyhow::Error::from(error);
-            tracing::warn!("sockets of this host may get ports that the programs masquerade with: {error:#}");
-        }
-    } else {
+    // A table that stands there stays while the programs masquerade: connections that it masquerades go on.
+    if !programs_masquerade {
         masquerade::install(MASQUERADE_MARK).context("cannot install the masquerade rule")?;
     }
     warn_about_lacks(&options);
@@ -126,7 +122,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     };
     // As large as all that is programmed, and of no use any more.
     drop(observed);
-    let agent = Agent {
+    let mut agent = Agent {
+        repair: Repair::new(options.repair_interval),
+        lacks_sources: false,
         options,
         engine,
         links: Links::default(),
@@ -145,6 +143,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         changes,
         events,
     };
+    // From here on `auto` is what it has come to.
+    agent.options.masquerade = if programs_masquerade { Masquerade::Programs } else { Masquerade::Nftables };
+    if programs_masquerade {
+        agent.reserve_ports();
+    }
     let stop = async {
         tokio::select! {
             _ = terminate.recv() => "SIGTERM",

@@ -60,6 +60,12 @@ pub struct Metrics {
     problems: Family<[Label; 4], Gauge>,
     problem_fields: Mutex<BTreeMap<(String, String), BTreeSet<String>>>,
     refused: Family<[Label; 2], Gauge>,
+    repairs: Family<[Label; 1], Counter>,
+    repair_problems: Family<[Label; 1], Gauge>,
+    repair_passes: Counter,
+    repair_work: Seconds,
+    repair_slice: Seconds,
+    xdp_missing: Gauge,
     usage: Family<[Label; 2], Gauge>,
     capacity: Family<[Label; 1], Gauge>,
     dns: Arc<dns::metrics::Counters>,
@@ -89,6 +95,12 @@ impl Metrics {
             problems: Family::default(),
             problem_fields: Mutex::default(),
             refused: Family::default(),
+            repairs: Family::default(),
+            repair_problems: Family::default(),
+            repair_passes: Counter::default(),
+            repair_work: Seconds::default(),
+            repair_slice: Seconds::default(),
+            xdp_missing: Gauge::default(),
             usage: Family::default(),
             capacity: Family::default(),
             dns: Arc::default(),
@@ -137,6 +149,24 @@ impl Metrics {
             "svc_interfaces_unattached",
             "Interfaces that should have programs and do not",
             self.interfaces_missing.clone(),
+        );
+        r.register(
+            "svc_repairs",
+            "Entries of maps, attachments, pins and settings that were changed from outside and are right again",
+            self.repairs.clone(),
+        );
+        r.register(
+            "svc_repair_problem",
+            "1 for what could not be compared or repaired the last time it was tried",
+            self.repair_problems.clone(),
+        );
+        r.register("svc_repair_passes", "Comparisons that came to their end", self.repair_passes.clone());
+        r.register("svc_repair_work_seconds", "Work of the last of them, without its pauses", self.repair_work.clone());
+        r.register("svc_repair_longest_slice_seconds", "The longest slice of it", self.repair_slice.clone());
+        r.register(
+            "svc_xdp_unattached",
+            "Uplinks that should have the XDP program and do not; their packets go through tc",
+            self.xdp_missing.clone(),
         );
         r.register(
             "svc_sockets_destroyed",
@@ -246,6 +276,32 @@ impl Metrics {
     /// Interfaces without the programs they should have.
     pub fn set_interfaces_missing(&self, count: usize) {
         self.interfaces_missing.set(whole(count));
+    }
+
+    /// Something of this kind (a map's name, or what else it is) was changed from outside, and is right again.
+    pub fn repaired(&self, what: &'static str, count: u64) {
+        self.repairs.get_or_create(&[("what", what.to_owned())]).inc_by(count);
+    }
+
+    /// Whether something of this kind could not be repaired; true if that is news.
+    pub fn set_repair_problem(&self, what: &'static str, exists: bool) -> bool {
+        let labels = [("what", what.to_owned())];
+        if exists {
+            return self.repair_problems.get_or_create(&labels).set(1) == 0;
+        }
+        self.repair_problems.remove(&labels)
+    }
+
+    /// Everything was compared once more, with so much work in all and at once.
+    pub fn repair_passed(&self, work: Duration, longest: Duration) {
+        self.repair_passes.inc();
+        self.repair_work.set(work.as_secs_f64());
+        self.repair_slice.set(longest.as_secs_f64());
+    }
+
+    /// Uplinks without the XDP program that they should have.
+    pub fn set_xdp_missing(&self, count: usize) {
+        self.xdp_missing.set(whole(count));
     }
 
     /// A field makes no sense. The source that found it has logged it.
