@@ -24,7 +24,7 @@ use crate::{
     ip::{Fragment, Header, Ip},
     link::{self, Network},
     masquerade::{Outcome, Task, masquerade, try_port},
-    open::{Attempt, attempt},
+    open::{Attempt, attempt, claim_entry},
     packet::Packet,
     scratch::Scratch,
     shortcut::{Road, Way, shortcut},
@@ -471,6 +471,10 @@ impl<A: Ip + std::hash::Hash> Tables<A> for HostTables<A> {
 
     fn attempt(&mut self, scratch: &mut Scratch<A>, number: u32) -> Attempt {
         attempt(self, scratch, number)
+    }
+
+    fn claim_entry(&mut self, scratch: &mut Scratch<A>) -> Insert {
+        claim_entry(self, scratch)
     }
 
     fn decide(&mut self, scratch: &mut Scratch<A>) -> Decision {

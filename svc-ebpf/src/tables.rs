@@ -18,18 +18,19 @@ use crate::{
     decide::decide,
     held::{hold, lead},
     masquerade::{masquerade, try_port},
-    open::attempt,
+    open::{attempt, claim_entry},
 };
 
 /// What became of an entry that was to be made only if absent.
+#[repr(i32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Insert {
     /// It was made.
-    Done,
+    Done = 0,
     /// There is one already.
-    Taken,
+    Taken = 1,
     /// The table did not take it.
-    Full,
+    Full = 2,
 }
 
 /// Frontends, slots and backends: what a new flow is decided by.
@@ -112,6 +113,8 @@ pub trait Tables<A>: Decisions<A> {
     /// Calls [`attempt()`] with these tables. The kernel makes it a function that the verifier walks once by itself,
     /// instead of once for every way that leads there.
     fn attempt(&mut self, scratch: &mut Scratch<A>, number: u32) -> Attempt;
+    /// Calls [`claim_entry()`] with these tables; a function of its own for the same reason.
+    fn claim_entry(&mut self, scratch: &mut Scratch<A>) -> Insert;
     /// Calls [`decide()`] with these tables; a function of its own for the same reason.
     fn decide(&mut self, scratch: &mut Scratch<A>) -> Decision;
     /// STATS_*: a new flow, whose packets are counted elsewhere.

@@ -42,6 +42,7 @@ static ROUTE: PerCpuArray<Fib, 1> = PerCpuArray::new();
 
 /// For native XDP, frames in several buffers included (Linux 5.18).
 #[xdp(frags)]
+#[inline(always)]
 fn svc_xdp(context: XdpContext) -> u32 {
     received(XdpFrame::<true>::new(context.ctx))
 }
@@ -49,6 +50,7 @@ fn svc_xdp(context: XdpContext) -> u32 {
 /// For generic XDP. Of a program for several buffers, Linux 6.18 leaves the classifiers behind it a packet that has lost the
 /// length of its link header (`skb_pp_cow_data`, net/core/skbuff.c, does not copy `mac_len`).
 #[xdp]
+#[inline(always)]
 fn svc_xdp_skb(context: XdpContext) -> u32 {
     received(XdpFrame::<false>::new(context.ctx))
 }

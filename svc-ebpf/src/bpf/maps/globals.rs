@@ -6,7 +6,8 @@ use svc_common::{Hook, vip::SERVICE_CIDRS};
 use svc_ebpf::{
     decide::{Decision, decide},
     masquerade::{Outcome, Task, masquerade, try_port},
-    open::{Attempt, attempt},
+    open::{Attempt, attempt, claim_entry},
+    tables::Insert,
 };
 
 use super::{
@@ -16,7 +17,7 @@ use super::{
 };
 
 macro_rules! family {
-    ($address:ty, $cidrs:ident, $in_cidr:ident, $attempt:ident, $decide:ident, $masquerade:ident, $try_port:ident) => {
+    ($address:ty, $cidrs:ident, $in_cidr:ident, $attempt:ident, $claim:ident, $decide:ident, $masquerade:ident, $try_port:ident) => {
         /// A global function, as below. 1 if the address is in SERVICE_CIDRS.
         #[unsafe(no_mangle)]
         #[inline(never)]
@@ -45,6 +46,15 @@ macro_rules! family {
             // expected=fp, pkt, pkt_meta, map_key, map_value", commit d1673304097c).
             let Some(scratch) = <$address>::scratch(Hook::Ingress) else { return Attempt::NoBackend as i32 };
             attempt(&mut Maps::without_packet(), scratch, number) as i32
+        }
+
+        /// As above; returns an [`Insert`] as a number.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        #[expect(unreachable_pub, reason = "as above")]
+        pub extern "C" fn $claim() -> i32 {
+            let Some(scratch) = <$address>::scratch(Hook::Ingress) else { return Insert::Full as i32 };
+            claim_entry(&mut Maps::without_packet(), scratch) as i32
         }
 
         /// As above; returns a [`Decision`] as a number.
@@ -76,5 +86,5 @@ macro_rules! family {
     };
 }
 
-family!(A4, SERVICE_CIDRS_V4, svc_in_cidr_v4, svc_attempt_v4, svc_decide_v4, svc_masq_v4, svc_port_v4);
-family!(A6, SERVICE_CIDRS_V6, svc_in_cidr_v6, svc_attempt_v6, svc_decide_v6, svc_masq_v6, svc_port_v6);
+family!(A4, SERVICE_CIDRS_V4, svc_in_cidr_v4, svc_attempt_v4, svc_claim_v4, svc_decide_v4, svc_masq_v4, svc_port_v4);
+family!(A6, SERVICE_CIDRS_V6, svc_in_cidr_v6, svc_attempt_v6, svc_claim_v6, svc_decide_v6, svc_masq_v6, svc_port_v6);

@@ -26,8 +26,8 @@ use super::{
     clock::may_refuse,
     count::add,
     globals::{
-        svc_attempt_v4, svc_attempt_v6, svc_decide_v4, svc_decide_v6, svc_masq_v4, svc_masq_v6, svc_port_v4,
-        svc_port_v6,
+        svc_attempt_v4, svc_attempt_v6, svc_claim_v4, svc_claim_v6, svc_decide_v4, svc_decide_v6, svc_masq_v4,
+        svc_masq_v6, svc_port_v4, svc_port_v6,
     },
     held::{
         svc_hold_at_v4, svc_hold_at_v6, svc_hold_v4, svc_hold_v6, svc_lead_v4, svc_lead_v6, svc_release_v4,
@@ -49,7 +49,7 @@ const EEXIST: i32 = 17;
 
 macro_rules! family {
     (
-        $address:ty, $fragments:ident, $sources:ident, $masquerades:ident, $attempt:ident, $decide:ident,
+        $address:ty, $fragments:ident, $sources:ident, $masquerades:ident, $attempt:ident, $claim:ident, $decide:ident,
         $masquerade:ident, $try_port:ident, $hold:ident, $lead:ident, $hold_at:ident, $release:ident
     ) => {
         impl Tables<$address> for Maps {
@@ -169,6 +169,15 @@ macro_rules! family {
             }
 
             #[inline(always)]
+            fn claim_entry(&mut self, scratch: &mut Scratch<$address>) -> Insert {
+                match with(scratch, || $claim()) {
+                    0 => Insert::Done,
+                    1 => Insert::Taken,
+                    _ => Insert::Full,
+                }
+            }
+
+            #[inline(always)]
             fn flow(&mut self, key: &FlowKey<$address>, closes: bool, into: &mut Flow<$address>) -> Option<bool> {
                 <$address>::flow(key, closes, into)
             }
@@ -243,6 +252,7 @@ family!(
     SOURCE_RANGES_V4,
     MASQUERADE_V4,
     svc_attempt_v4,
+    svc_claim_v4,
     svc_decide_v4,
     svc_masq_v4,
     svc_port_v4,
@@ -257,6 +267,7 @@ family!(
     SOURCE_RANGES_V6,
     MASQUERADE_V6,
     svc_attempt_v6,
+    svc_claim_v6,
     svc_decide_v6,
     svc_masq_v6,
     svc_port_v6,
