@@ -5,6 +5,7 @@ mod api;
 mod changes;
 mod input;
 mod pins;
+mod privileges;
 mod repair;
 mod restart;
 mod shop;

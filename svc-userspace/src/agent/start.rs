@@ -26,7 +26,7 @@ use crate::{
     masquerade::{self, MasqueradeError},
     metrics::Metrics,
     model::{Change, Claims},
-    sockets,
+    privileges, sockets,
     source::{self, SourceError, SourceOptions},
 };
 
@@ -65,6 +65,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let (mut dataplane, observed) =
         Dataplane::start_with_object(&wanted, kernel::object::object()).context("cannot start the dataplane")?;
     kernel::object::release();
+    privileges::drop_loading().context("cannot start the agent")?;
     if let Some(log) = dataplane.take_log() {
         tokio::spawn(async move {
             if let Err(error) = log.pass_on().await {

@@ -22,6 +22,7 @@ use crate::{
     dns::{self, client::DEFAULT_CLIENTS, upstream::Upstream},
     kernel::Xdp,
     model::{Claims, Family, is_label},
+    privileges,
     tables::Capacity,
 };
 
@@ -243,6 +244,8 @@ pub fn run(bpffs: PathBuf, args: AgentArgs) -> anyhow::Result<()> {
     if args.pools_default && args.pools.is_none() {
         tracing::info!("--pools-default says nothing without --pools");
     }
+    let ports = args.dns.iter().chain([&args.metrics_address, &args.healthz_address]).map(SocketAddr::port);
+    privileges::limit(ports).context("cannot start the agent")?;
     let claims = if args.pools_default { Claims::Default } else { Claims::Class };
     let pools = args.pools.map(|file| std::path::absolute(file).map(|file| (file, claims))).transpose();
     let pools = pools.context("--pools").context("cannot start the agent")?;
@@ -278,6 +281,11 @@ pub fn run(bpffs: PathBuf, args: AgentArgs) -> anyhow::Result<()> {
     // Two threads beside this one: health, metrics, netlink and the API client never wait for the maps to be written.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
+        .on_thread_start(|| {
+            if let Err(error) = privileges::drop_loading() {
+                tracing::warn!("{error}");
+            }
+        })
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
