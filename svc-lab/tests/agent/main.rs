@@ -3,6 +3,7 @@
 
 mod api;
 mod changes;
+mod confined;
 mod input;
 mod pins;
 mod privileges;
