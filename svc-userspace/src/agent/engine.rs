@@ -19,7 +19,7 @@ use crate::{
     model::{Change, Family, ObjectName},
     sockets::Gone,
     tables::{Difference, FilterWords, Observed, Op, Refused, Tables, Walked},
-    world::World,
+    world::{Withheld, World},
 };
 
 mod repair;
@@ -93,6 +93,8 @@ pub struct Engine<M> {
     waiting: BTreeMap<ObjectName, Waiting>,
     refused: BTreeMap<ObjectName, Vec<Refused>>,
     refused_retry_ms: u64,
+    /// Addresses that Services name and do not get.
+    withheld: BTreeMap<ObjectName, Vec<Withheld>>,
     /// FILTER has every bit that `tables` says it has.
     filter_trusted: bool,
     /// When FILTER may be swept again.
@@ -132,6 +134,7 @@ impl<M: Maps> Engine<M> {
             waiting: BTreeMap::new(),
             refused: BTreeMap::new(),
             refused_retry_ms: 0,
+            withheld: BTreeMap::new(),
             filter_trusted: false,
             sweep_ms: 0,
             health_ports: BTreeMap::new(),
@@ -177,6 +180,7 @@ impl<M: Maps> Engine<M> {
 
     /// Takes note of the node's own addresses.
     pub fn set_own_addresses(&mut self, addresses: HashSet<IpAddr>, now_ms: u64) {
+        self.world.set_own_addresses(addresses.clone());
         let ops = self.tables.set_own_addresses(addresses);
         self.apply(&adoption(), ops, Vec::new(), now_ms);
     }
@@ -277,7 +281,8 @@ impl<M: Maps> Engine<M> {
     }
 
     fn program(&mut self, name: &ObjectName, now_ms: u64, wall_ms: i64) {
-        let ports = self.world.compile(name);
+        let (ports, withheld) = self.world.compile(name);
+        self.note_withheld(name, withheld);
         self.note_health_port(name);
         self.note_without_local(name, &ports);
         let udp = self.tables.udp_ports(name);
@@ -458,6 +463,21 @@ impl<M: Maps> Engine<M> {
             self.refused.insert(name.clone(), refused);
         }
         self.metrics.set_refused(name, self.refused.get(name).map_or(0, Vec::len));
+    }
+
+    fn note_withheld(&mut self, name: &ObjectName, withheld: Vec<Withheld>) {
+        if self.withheld.get(name).map_or(&[][..], Vec::as_slice) == withheld {
+            return;
+        }
+        for withheld in &withheld {
+            tracing::warn!(service = %name, "withheld: {withheld}");
+        }
+        self.metrics.set_withheld(name, withheld.len());
+        if withheld.is_empty() {
+            self.withheld.remove(name);
+        } else {
+            self.withheld.insert(name.clone(), withheld);
+        }
     }
 
     fn note_health_port(&mut self, name: &ObjectName) {

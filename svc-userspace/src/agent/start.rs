@@ -1,7 +1,7 @@
 //! From options to a running agent: the source, the dataplane, and all that runs beside the loop, in the order in which one
 //! needs another. Nothing here runs a second time.
 
-use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Instant};
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc, time::Instant};
 
 use anyhow::Context;
 use tokio::{
@@ -103,6 +103,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         claims,
         names: options.dns.is_some(),
     };
+    let api = source.server();
     let source = source.start(source_options, changes_sender);
 
     // Without socket hooks, nobody has redirected a socket.
@@ -114,6 +115,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     };
     let capacity = dataplane.capacity().context("cannot read the sizes of the maps")?;
     let mut engine = Engine::new(engine::adopt(capacity, &observed), dataplane, metrics.clone());
+    if let Some(api) = api {
+        engine.world_mut().set_api(api);
+    }
     let dns = match &options.dns {
         Some(dns) => {
             engine.world_mut().serve_names();
@@ -160,7 +164,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 
 /// A source that is known to be usable.
 enum Connected {
-    Kubernetes(Box<::kube::Client>),
+    /// The client, and where the server is if that is known.
+    Kubernetes(Box<::kube::Client>, Option<SocketAddr>),
     Manifests(PathBuf),
 }
 
@@ -168,16 +173,25 @@ async fn connect(source: &Source) -> anyhow::Result<Connected> {
     Ok(match source {
         Source::Manifests(dir) => Connected::Manifests(dir.clone()),
         Source::Kubernetes(kubeconfig) => {
-            let client = source::kube::client(kubeconfig.as_deref()).await;
-            Connected::Kubernetes(Box::new(client.context("cannot reach the Kubernetes API")?))
+            let connection = source::kube::connection(kubeconfig.as_deref()).await;
+            let (client, server) = connection.context("cannot reach the Kubernetes API")?;
+            Connected::Kubernetes(Box::new(client), server)
         }
     })
 }
 
 impl Connected {
+    /// Where the API server is, if it was given as an address.
+    fn server(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Kubernetes(_, server) => *server,
+            Self::Manifests(_) => None,
+        }
+    }
+
     fn start(self, options: SourceOptions, changes: mpsc::Sender<Change>) -> JoinHandle<Result<(), SourceError>> {
         match self {
-            Self::Kubernetes(client) => tokio::spawn(source::kube::run(*client, options, changes)),
+            Self::Kubernetes(client, _) => tokio::spawn(source::kube::run(*client, options, changes)),
             Self::Manifests(dir) => tokio::spawn(source::manifests::run(dir, options, changes)),
         }
     }

@@ -60,6 +60,7 @@ pub struct Metrics {
     problems: Family<[Label; 4], Gauge>,
     problem_fields: Mutex<BTreeMap<(String, String), BTreeSet<String>>>,
     refused: Family<[Label; 2], Gauge>,
+    withheld: Family<[Label; 2], Gauge>,
     repairs: Family<[Label; 1], Counter>,
     repair_problems: Family<[Label; 1], Gauge>,
     repair_passes: Counter,
@@ -95,6 +96,7 @@ impl Metrics {
             problems: Family::default(),
             problem_fields: Mutex::default(),
             refused: Family::default(),
+            withheld: Family::default(),
             repairs: Family::default(),
             repair_problems: Family::default(),
             repair_passes: Counter::default(),
@@ -184,6 +186,11 @@ impl Metrics {
             self.problems.clone(),
         );
         r.register("svc_refused_ports", "Ports of a Service that are not programmed, by Service", self.refused.clone());
+        r.register(
+            "svc_withheld_addresses",
+            "Addresses and ports that a Service names and that are another's, by Service",
+            self.withheld.clone(),
+        );
         r.register("svc_table_usage", "Ids, entries and slots in use or resting, by table", self.usage.clone());
         r.register("svc_table_capacity", "Most of them that can be in use, by table", self.capacity.clone());
         self.dns.register(r);
@@ -327,6 +334,16 @@ impl Metrics {
             self.refused.remove(&labels);
         } else {
             self.refused.get_or_create(&labels).set(whole(ports));
+        }
+    }
+
+    /// Addresses and ports that a Service names and does not get.
+    pub fn set_withheld(&self, service: &ObjectName, addresses: usize) {
+        let labels = [("namespace", service.namespace.to_string()), ("name", service.name.to_string())];
+        if addresses == 0 {
+            self.withheld.remove(&labels);
+        } else {
+            self.withheld.get_or_create(&labels).set(whole(addresses));
         }
     }
 

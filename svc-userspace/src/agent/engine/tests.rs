@@ -307,7 +307,7 @@ fn what_nobody_claims_is_removed_after_the_first_sync() {
     let mut observed = Observed::default();
     let mut tables = Tables::new(CAPACITY);
     for (of, port) in [("gone", 1), ("stays", 2)] {
-        let (ops, _) = tables.update(&name(of), first.world().compile(&name(of)), 0);
+        let (ops, _) = tables.update(&name(of), first.world().compile(&name(of)).0, 0);
         for op in ops {
             match op {
                 Op::SetService(id, service) => observed.services.push((id, service)),
