@@ -516,3 +516,40 @@ fn writes_that_wait_are_no_difference_and_a_failure_to_compare_is_a_metric_until
     pass(&mut engine);
     assert!(!metric(&engine, "svc_repair_problem{what=\"maps\"} 1"));
 }
+
+#[test]
+fn a_wall_clock_that_jumps_disturbs_nothing() {
+    let mut engine = ready();
+    engine.change(service("a", 1));
+    engine.step(10, 0, 1_700_000_000_000);
+    for (round, wall_ms) in [i64::MAX, i64::MIN, 0, -1, 1_700_000_000_000].into_iter().enumerate() {
+        let endpoint = [10, 0, 0, u8::try_from(round).expect("few")];
+        engine.change(slice("a", &[endpoint], Some(if round % 2 == 0 { i64::MIN } else { i64::MAX })));
+        assert_eq!(engine.step(10, 10 + round as u64, wall_ms), 1);
+        engine.tick(10 + round as u64);
+        assert!(!engine.is_behind());
+    }
+    assert!(metric(&engine, "kubeproxy_network_programming_duration_seconds_count 5"));
+    let frontends = engine.maps().frontends.len();
+    pass(&mut engine);
+    assert_eq!(engine.maps().frontends.len(), frontends);
+}
+
+#[test]
+fn services_without_slices_and_slices_without_a_service_wait_for_each_other() {
+    let mut engine = ready();
+    engine.change(slice("b", &[[10, 0, 0, 9]], None));
+    engine.change(service("a", 1));
+    engine.step(10, 0, 0);
+    assert_eq!((engine.maps().frontends.len(), engine.maps().slots), (1, 0), "a refuses, b is nobody");
+    engine.change(service("b", 2));
+    engine.change(slice("a", &[[10, 0, 0, 8]], None));
+    engine.step(10, 1, 0);
+    assert_eq!((engine.maps().frontends.len(), engine.maps().slots), (2, 2));
+    engine.change(Change::Service(name("b"), None));
+    engine.step(10, 2, 0);
+    assert_eq!(engine.maps().frontends.len(), 1);
+    engine.change(service("b", 2));
+    engine.step(10, 3, 0);
+    assert_eq!((engine.maps().frontends.len(), engine.maps().slots), (2, 3), "its slice was there all the time");
+}
