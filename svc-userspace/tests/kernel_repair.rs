@@ -303,3 +303,54 @@ fn entries_that_differ_are_told_from_those_that_do_not_and_what_nobody_wrote_is_
         assert_eq!(dataplane.differing(&ops).expect("compare"), []);
     });
 }
+
+#[test]
+fn a_program_that_the_verifier_refuses_is_named_and_what_is_attached_goes_on() {
+    in_place(|place| {
+        let options = place.options();
+        let mut dataplane = start(&options);
+        let eth = veth("eth7");
+        dataplane.set_interface(&eth).expect("attach");
+        drop(dataplane);
+        let shown = |path: &str| run("bpftool", &["-j", "prog", "show", "pinned", &pin(place, path)]);
+        let (before, programs) = (attached(place), ["programs/svc_egress", "programs/svc_ingress"].map(shown));
+        // `r0 = r1` in place of every `exit`: the last instruction leads nowhere.
+        let mut broken = object();
+        let mut exits = 0;
+        for at in (0..broken.len() - 8).step_by(8) {
+            if broken[at..at + 8] == [0x95, 0, 0, 0, 0, 0, 0, 0] {
+                broken[at..at + 8].copy_from_slice(&[0xbf, 0x10, 0, 0, 0, 0, 0, 0]);
+                exits += 1;
+            }
+        }
+        assert!(exits > 0);
+        let Err(error) = Dataplane::start_with_object(&options, &broken) else { panic!("it is taken") };
+        let text = error.to_string();
+        assert!(matches!(error, KernelError::Load { .. }) && text.contains("program svc_"), "{text}");
+        assert!(!text.contains('\n'), "one line: {text}");
+        assert_eq!(attached(place), before);
+        assert_eq!(["programs/svc_egress", "programs/svc_ingress"].map(shown), programs);
+        let mut dataplane = start(&options);
+        assert_eq!(dataplane.repair_pins().expect("repair"), []);
+        dataplane.set_interface(&eth).expect("attach");
+        assert_eq!(attached(place), before);
+    });
+}
+
+#[test]
+fn a_map_that_takes_no_writes_any_more_is_named_and_others_go_on() {
+    in_place(|place| {
+        let mut dataplane = start(&place.options());
+        run("bpftool", &["map", "freeze", "pinned", &pin(place, "maps/FRONTENDS_V6")]);
+        let address = |text: &str| FrontendAddress { address: text.parse().expect("address"), protocol: Protocol::Tcp };
+        let ops = [
+            Op::SetFrontend(address("10.96.0.1:80"), Frontend::default()),
+            Op::SetFrontend(address("[fd00:96::1]:80"), Frontend::default()),
+        ];
+        let error = dataplane.apply(&ops).expect_err("the second one fails");
+        assert_eq!((error.index, error.map), (1, "FRONTENDS_V6"), "{error}");
+        assert!(error.to_string().contains("frontend [fd00:96::1]:80/TCP"), "{error}");
+        assert!(error.to_string().contains("not permitted"), "{error}");
+        assert_eq!(dataplane.differing(&ops).expect("compare"), [(1, Difference::Missing)]);
+    });
+}
