@@ -23,6 +23,7 @@ use crate::tables::{Capacity, FilterWords, Observed, Op};
 mod apply;
 mod attach;
 mod attachments;
+mod cache;
 mod cgroup;
 pub mod check;
 mod cleanup;
@@ -47,6 +48,7 @@ pub mod trial;
 pub mod view;
 mod xdp;
 
+pub use cache::FlowCache;
 pub use cleanup::{CleanupReport, cleanup};
 pub use error::{ApplyError, KernelError};
 pub use log::ProgramLog;
@@ -131,6 +133,7 @@ pub struct Dataplane {
     xdp_attached: BTreeSet<u32>,
     /// Interfaces that should have it, and what the kernel said.
     xdp_refused: BTreeMap<u32, Option<i32>>,
+    cache: Option<FlowCache>,
     walk: Option<compare::Progress>,
     log: Option<ProgramLog>,
     lock: pins::Lock,
@@ -161,7 +164,7 @@ impl Dataplane {
         let lock = pins::Lock::take(&options.bpffs)?;
         layout.create()?;
 
-        let load::Loaded { programs, adopted, log } = load::load(object, &layout, options)?;
+        let load::Loaded { programs, adopted, cache, log } = load::load(object, &layout, options)?;
         let mut maps = maps::Maps::open(&layout, adopted)?;
         let cookie = sys::netns_cookie().map_err(|error| KernelError::Missing {
             what: "SO_NETNS_COOKIE".to_owned(),
@@ -206,6 +209,7 @@ impl Dataplane {
             xdp: options.xdp,
             xdp_attached: BTreeSet::new(),
             xdp_refused: BTreeMap::new(),
+            cache,
             walk: None,
             log,
             lock,
@@ -220,7 +224,20 @@ impl Dataplane {
 
     /// Applies operations in their order until one fails.
     pub fn apply(&mut self, operations: &[Op]) -> Result<(), ApplyError> {
-        apply::apply(&mut self.maps, operations)
+        let applied = apply::apply(&mut self.maps, operations);
+        // Datagrams to an address that is no frontend any more are not to be forwarded a moment longer.
+        if let Some(cache) = &self.cache
+            && operations.iter().any(|operation| matches!(operation, Op::RemoveFrontend(_)))
+            && let Err(error) = cache.changed()
+        {
+            tracing::warn!("cannot say that a frontend is gone: {:#}", anyhow::Error::from(error));
+        }
+        applied
+    }
+
+    /// The flow cache, if there is an XDP program that has one.
+    pub fn flow_cache(&self) -> Option<FlowCache> {
+        self.cache.clone()
     }
 
     /// Leaves in FILTER the bits of `used` and those that flows and sockets still need, which is what it returns.
