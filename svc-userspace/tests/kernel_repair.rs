@@ -354,3 +354,86 @@ fn a_map_that_takes_no_writes_any_more_is_named_and_others_go_on() {
         assert_eq!(dataplane.differing(&ops).expect("compare"), [(1, Difference::Missing)]);
     });
 }
+
+/// Makes /proc/sys read-only, or (`false`) as it was, for this thread alone.
+fn lock_settings(lock: bool) {
+    let sys = "/proc/sys";
+    if lock {
+        unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).expect("private mounts");
+        mount(Some(sys), sys, None::<&str>, MsFlags::MS_BIND, None::<&str>).expect("bind");
+        let read_only = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        mount(None::<&str>, sys, None::<&str>, read_only, None::<&str>).expect("read-only");
+    } else {
+        umount2(sys, MntFlags::MNT_DETACH).expect("unmount");
+    }
+}
+
+const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+
+#[test]
+fn ports_that_could_not_be_reserved_are_not_given_up_and_are_tried_again() {
+    in_place(|place| {
+        let options = Options { programs_masquerade: true, ..place.options() };
+        let mut dataplane = start(&options);
+        fs::write(RESERVED, "50000\n").expect("write");
+        lock_settings(true);
+        let error = dataplane.reserve_ports().expect_err("it cannot be written");
+        assert!(matches!(error, KernelError::ReservedPorts(_)) && error.to_string().contains("49152"), "{error}");
+        // Somebody else reserves them meanwhile, as the message says: they are theirs then.
+        lock_settings(false);
+        fs::write(RESERVED, "49152-65535\n").expect("write");
+        drop(dataplane);
+        let report = svc_userspace::kernel::cleanup(&place.bpffs).expect("cleanup");
+        assert_eq!((report.reserved_ports, report.problems.len()), (false, 0));
+        assert_eq!(fs::read_to_string(RESERVED).expect("read"), "49152-65535\n");
+
+        fs::create_dir_all(&place.bpffs).expect("a directory");
+        fs::write(RESERVED, "50000\n").expect("write");
+        let mut dataplane = start(&options);
+        assert!(dataplane.reserve_ports().expect("reserve"), "they were not");
+        assert!(!dataplane.reserve_ports().expect("reserve"), "they were");
+        fs::write(RESERVED, "50000\n").expect("write");
+        assert!(dataplane.reserve_ports().expect("reserve"), "somebody took them away");
+        drop(dataplane);
+        assert!(svc_userspace::kernel::cleanup(&place.bpffs).expect("cleanup").reserved_ports);
+        assert_eq!(fs::read_to_string(RESERVED).expect("read"), "50000\n");
+    });
+}
+
+#[test]
+fn ports_that_cannot_be_given_up_keep_nothing_else_from_being_cleaned() {
+    in_place(|place| {
+        let mut dataplane = start(&Options { programs_masquerade: true, ..place.options() });
+        dataplane.reserve_ports().expect("reserve");
+        let eth = veth("eth7");
+        dataplane.set_interface(&eth).expect("attach");
+        drop(dataplane);
+        lock_settings(true);
+        let report = svc_userspace::kernel::cleanup(&place.bpffs).expect("cleanup");
+        assert!(report.problems.iter().all(|it| it.contains("ip_local_reserved_ports")), "{report:?}");
+        assert_eq!((report.problems.len(), report.reserved_ports), (1, false));
+        assert!(!place.bpffs.join("layout-2").exists());
+    });
+}
+
+#[test]
+fn addresses_to_masquerade_with_that_cannot_be_written_are_an_error_and_others_are_counted() {
+    in_place(|place| {
+        let mut dataplane = start(&place.options());
+        let sources = |last: u8| {
+            let of = svc_userspace::kernel::Sources { v4: Some([192, 0, 2, last].into()), v6: None };
+            std::collections::BTreeMap::from([(7, of)])
+        };
+        assert_eq!(dataplane.set_masquerade_sources(&sources(1)).expect("write"), 1);
+        assert_eq!(dataplane.set_masquerade_sources(&sources(1)).expect("write"), 0);
+        let map = pin(place, "maps/MASQUERADE_V4");
+        run("bpftool", &["map", "update", "pinned", &map, "key", "9", "0", "0", "0", "value", "1", "2", "3", "4"]);
+        assert_eq!(dataplane.set_masquerade_sources(&sources(1)).expect("write"), 1, "it is removed");
+        run("bpftool", &["map", "freeze", "pinned", &map]);
+        assert_eq!(dataplane.set_masquerade_sources(&sources(1)).expect("nothing to write"), 0);
+        let error = dataplane.set_masquerade_sources(&sources(2)).expect_err("it cannot be written");
+        assert!(error.to_string().contains("MASQUERADE_V4"), "{error}");
+    });
+}

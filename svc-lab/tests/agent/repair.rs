@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Result, ensure};
-use svc_lab::{Agent, Request, Source};
+use svc_lab::{Agent, Request, Service, Source};
 
 use crate::shop::{SMALL, Shop, eventually, logged, progress, service, vips, works};
 
@@ -97,5 +97,31 @@ fn an_agent_that_is_left_alone_repairs_nothing() -> Result<()> {
     })?;
     let metrics = agent.metrics()?;
     assert!(!metrics.contains("svc_repairs_total{") && !metrics.contains("svc_repair_problem{"), "{metrics}");
+    Ok(())
+}
+
+#[test]
+fn a_map_that_takes_no_writes_any_more_keeps_only_its_own_services_waiting() -> Result<()> {
+    let shop = Shop::open()?;
+    let manifests = shop.lab.manifests("manifests")?;
+    manifests.write("web", &service(1).with(&[&shop.a]))?;
+    let options = [&SMALL[..], &["--repair-interval", "1"]].concat();
+    let mut agent = shop.lab.start_agent(1, Source::Manifests(manifests.path()), &options)?;
+    let map = shop.node().bpffs.join("layout-2/maps/FRONTENDS_V6").display().to_string();
+    shop.node().exec("bpftool", &["map", "freeze", "pinned", &map])?;
+    manifests.write("two", &service(2).with(&[&shop.a]))?;
+    logged(agent.log(), &["ERROR", "shop/web-2", "FRONTENDS_V6", "frontend [fd00:10:96::2]:80", "will try again"])?;
+    let old = Service::new("shop", "web-3", &vips(3)[..1]).port(80, 8080);
+    manifests.write("three", &old.with(&[&shop.b]))?;
+    eventually("a Service of the other family", || {
+        let answer = shop.client.tcp((vips(3)[0], 80))?;
+        ensure!(answer.answer.server == "b", "{answer:?}");
+        Ok(())
+    })?;
+    works(&shop.client, 1, &["a"])?;
+    let metrics = agent.metrics()?;
+    let failures = metrics.lines().find_map(|line| line.strip_prefix("svc_apply_failures_total "));
+    ensure!(failures.is_some_and(|count| count != "0"), "{metrics}");
+    assert!(agent.has_ended()?.is_none());
     Ok(())
 }
