@@ -409,8 +409,10 @@ impl World {
 
     /// Everybody has what they should have, by what they have.
     fn check(&self) {
-        let leaders = self.agents.iter().filter(|agent| agent.writer.standing().leads).count();
-        assert_eq!(leaders, 1, "writers");
+        let leaders: Vec<_> = self.agents.iter().map(|it| it.writer.standing()).filter(|it| it.leads).collect();
+        let given = self.server.services.values().filter(|object| matches!(object.has, Has::Given { .. })).count();
+        let known: Vec<usize> = leaders.iter().map(|leader| leader.given).collect();
+        assert_eq!(known, [given], "what the only writer knows");
         let Ledger { intents, .. } = self.server.lease.clone().expect("a Lease").ledger;
         assert!(intents.is_empty(), "{intents:?}");
         let mut claims = BTreeMap::new();
