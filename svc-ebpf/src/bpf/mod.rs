@@ -6,6 +6,7 @@ mod flows_array;
 mod flows_lru;
 mod frames;
 mod maps;
+mod neighbours;
 mod sock;
 mod tc;
 #[cfg(feature = "wrapper")]

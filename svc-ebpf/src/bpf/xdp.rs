@@ -12,14 +12,16 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use bytemuck::Pod;
-use svc_common::{Hook, config::INTERFACE_XDP, fragment::HELD_BYTES};
+use svc_common::{Hook, Reason, config::INTERFACE_XDP, fragment::HELD_BYTES};
 use svc_ebpf::{
+    cache::{Cached, known, macs},
     checksum::Change,
     frame::{Covered, Frame},
     link,
     packet::Packet,
+    scratch::Scratch,
     shortcut::{Road, Way, shortcut},
-    tables::Drops,
+    tables::{Drops, Tables},
 };
 
 use super::{
@@ -42,6 +44,7 @@ static ROUTE: PerCpuArray<Fib, 1> = PerCpuArray::new();
 
 /// For native XDP, frames in several buffers included (Linux 5.18).
 #[xdp(frags)]
+#[inline(always)]
 fn svc_xdp(context: XdpContext) -> u32 {
     received(XdpFrame::<true>::new(context.ctx))
 }
@@ -49,6 +52,7 @@ fn svc_xdp(context: XdpContext) -> u32 {
 /// For generic XDP. Of a program for several buffers, Linux 6.18 leaves the classifiers behind it a packet that has lost the
 /// length of its link header (`skb_pp_cow_data`, net/core/skbuff.c, does not copy `mac_len`).
 #[xdp]
+#[inline(always)]
 fn svc_xdp_skb(context: XdpContext) -> u32 {
     received(XdpFrame::<false>::new(context.ctx))
 }
@@ -87,6 +91,40 @@ where
         return Way::Stack;
     };
     shortcut(frame, maps, incoming, outgoing, offset)
+}
+
+/// Writes a value in words as large as there are. Packets are aligned to nothing, and of that LLVM makes single bytes, or a call of
+/// memmove; volatile writes it leaves in one piece.
+///
+/// # Safety
+///
+/// As many bytes may be written at `at`.
+#[inline(always)]
+unsafe fn write<T: Pod>(at: usize, value: &T) {
+    #[repr(C, packed)]
+    #[derive(Clone, Copy)]
+    struct Word<W>(W);
+
+    let bytes = bytemuck::bytes_of(value).as_ptr();
+    let mut done = 0;
+    // SAFETY: within the value, and `Word` may be anywhere.
+    unsafe {
+        while done + 8 <= size_of::<T>() {
+            ((at + done) as *mut Word<u64>).write_volatile(*bytes.add(done).cast());
+            done += 8;
+        }
+        while done + 4 <= size_of::<T>() {
+            ((at + done) as *mut Word<u32>).write_volatile(*bytes.add(done).cast());
+            done += 4;
+        }
+        while done + 2 <= size_of::<T>() {
+            ((at + done) as *mut Word<u16>).write_volatile(*bytes.add(done).cast());
+            done += 2;
+        }
+        if done < size_of::<T>() {
+            (at as *mut u8).add(done).write_volatile(*bytes.add(done));
+        }
+    }
 }
 
 /// A frame that a driver has just received.
@@ -154,7 +192,7 @@ impl<const FRAGS: bool> Frame for XdpFrame<FRAGS> {
     fn put<T: Pod>(&mut self, offset: usize, value: &T) -> Option<()> {
         let at = self.place(offset, size_of::<T>())?;
         // SAFETY: as above.
-        unsafe { (at as *mut T).write_unaligned(*value) };
+        unsafe { write(at, value) };
         Some(())
     }
 
@@ -248,7 +286,26 @@ const SOURCE: usize = offset_of!(bpf_fib_lookup, __bindgen_anon_3);
 const DESTINATION: usize = offset_of!(bpf_fib_lookup, __bindgen_anon_4);
 
 macro_rules! family {
-    ($address:ty, $family:expr) => {
+    ($address:ty, $family:expr, $known:ident) => {
+        /// A global function, which the verifier walks once by itself: [`known`] for the packet in the scratch memory of ingress.
+        /// Returns 0 if its flow is not known, 1 if it is lost, else 1 more than the index of the interface that it leaves by.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        #[expect(
+            unreachable_pub,
+            reason = "it is public to the linker, which would make it a static function otherwise"
+        )]
+        pub extern "C" fn $known(xdp: *mut xdp_md, bytes: u32) -> u32 {
+            let Some(incoming) = <$address>::scratch(Hook::Ingress) else { return 0 };
+            let mut frame = XdpFrame::<false>::new(xdp);
+            let mut maps = Maps { interface: frame.interface, ..Maps::without_packet() };
+            match known(&mut frame, &mut maps, incoming, bytes) {
+                None => 0,
+                Some(Way::Leave) => frame.leaves_by + 1,
+                Some(_) => 1,
+            }
+        }
+
         impl<const FRAGS: bool> Road<$address> for XdpFrame<FRAGS> {
             #[inline(always)]
             fn route(&mut self, packet: &Packet<$address>) -> Option<u32> {
@@ -269,10 +326,46 @@ macro_rules! family {
                 let (to, from) = unsafe { ((*answer).lookup.dmac, (*answer).lookup.smac) };
                 self.put(0, &[to, from])
             }
+
+            #[inline(always)]
+            fn hop(&self, into: &mut Cached<$address>) -> Option<()> {
+                let answer = ROUTE.get_ptr_mut(0)?;
+                // SAFETY: as above. Where a kernel does not say the MTU (before Linux 5.12), the length it was asked for stays.
+                unsafe {
+                    into.macs = macs((*answer).lookup.dmac, (*answer).lookup.smac);
+                    into.mtu = (*answer).lookup.__bindgen_anon_1.mtu_result;
+                }
+                into.leaves_by = self.leaves_by;
+                Some(())
+            }
+
+            #[inline(always)]
+            fn leave(&mut self, interface: u32, macs: &[u32; 3]) -> Option<()> {
+                self.leaves_by = interface;
+                self.put(0, macs)
+            }
+
+            #[inline(always)]
+            fn came_by(&self) -> u32 {
+                self.interface
+            }
+
+            #[inline(always)]
+            fn known<T: Tables<$address>>(&mut self, _tables: &mut T, incoming: &mut Scratch<$address>) -> Option<Way> {
+                let (xdp, bytes) = (self.xdp, self.size());
+                match maps::with(incoming, || $known(xdp, bytes)) {
+                    0 => None,
+                    1 => Some(Way::Drop(Reason::NotWritable)),
+                    interface => {
+                        self.leaves_by = interface - 1;
+                        Some(Way::Leave)
+                    }
+                }
+            }
         }
     };
 }
 
-family!([u8; 4], FAMILIES[0]);
-family!([u8; 16], FAMILIES[1]);
+family!([u8; 4], FAMILIES[0], svc_known_v4);
+family!([u8; 16], FAMILIES[1], svc_known_v6);
 const _: () = assert!(size_of::<bpf_fib_lookup>() == 64);
