@@ -10,6 +10,7 @@ use svc_common::{
 };
 
 use crate::{
+    cache::forget,
     flow::{Entry, forward_of, inbound, is_hairpin, outbound, outbound_of, reply},
     ip::Ip,
     scratch::Scratch,
@@ -95,6 +96,7 @@ pub fn attempt<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>, nu
     if !tables.replace_flow(&scratch.key, &scratch.flow) {
         return Attempt::Full;
     }
+    forget(tables, &scratch.key);
     if with_affinity {
         remember_affinity(tables, &scratch.frontend, &scratch.key.source, id, generation, now);
     }

@@ -7,6 +7,7 @@ use svc_common::{
 
 use crate::{
     Verdict,
+    cache::{Cache, Moment},
     decide::Decision,
     frame::Frame,
     masquerade::{Outcome, Task},
@@ -15,6 +16,7 @@ use crate::{
 };
 #[cfg(doc)]
 use crate::{
+    cache::remember,
     decide::decide,
     held::{hold, lead},
     masquerade::{masquerade, try_port},
@@ -57,7 +59,7 @@ pub trait Decisions<A> {
 }
 
 /// Everything the packet hooks read and write.
-pub trait Tables<A>: Decisions<A> {
+pub trait Tables<A>: Decisions<A> + Cache<A> {
     /// FLOWS: finds an entry, touches it and copies it; `closes` says that the packet ends its direction of the flow.
     /// Returns true if the packet is the entry's first in this unit of time, which is the moment for what need not be
     /// done for every packet.
@@ -124,6 +126,8 @@ pub trait Tables<A>: Decisions<A> {
     fn recover_one(&mut self, scratch: &mut Scratch<A>, number: u32) -> bool;
     /// Calls [`decide()`] with these tables; a function of its own for the same reason.
     fn decide(&mut self, scratch: &mut Scratch<A>) -> Decision;
+    /// Calls [`remember()`] with these tables; a function of its own for the same reason.
+    fn remember(&mut self, incoming: &mut Scratch<A>, outgoing: &mut Scratch<A>, came_by: u32, moment: Moment);
     /// STATS_*: a new flow, whose packets are counted elsewhere.
     fn count_new(&mut self, flow: &Flow<A>);
     /// From now on, the packet is one that leaves by this interface.

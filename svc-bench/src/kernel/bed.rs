@@ -52,6 +52,8 @@ pub(super) enum Flows {
     Roomy(&'static str),
 }
 
+/// Places of the flow cache, as the agent makes it.
+pub(super) const CACHE: [(&str, u32); 2] = [("CACHE_V4", 1 << 18), ("CACHE_V6", 1 << 17)];
 /// Entries of a roomy table.
 const ROOMY: u32 = 1 << 21;
 
@@ -72,6 +74,9 @@ impl Bed {
             for (name, of) in [("FLOWS_V4", "V4"), ("FLOWS_V6", "V6")] {
                 loader.map_max_entries(name, if of == family { ROOMY } else { 1 << 12 });
             }
+        }
+        for (name, places) in CACHE {
+            loader.map_max_entries(name, places);
         }
         let mut measured = loader.load(&object).context("the kernel object cannot be loaded")?;
         let mut loader = EbpfLoader::new();

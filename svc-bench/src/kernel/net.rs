@@ -25,8 +25,9 @@ pub(super) fn enter() -> Result<u32> {
         let path = format!("/proc/sys/net/{setting}");
         fs::write(&path, value).with_context(|| format!("cannot write {path}"))?;
     }
-    let mut batch = format!("link set lo up\nlink add {UPLINK} type veth peer name other\n");
-    batch += &format!("link set {UPLINK} up\nlink set other up\n");
+    let mut batch = format!(
+        "link set lo up\nlink add {UPLINK} type veth peer name other\nlink set {UPLINK} up\nlink set other up\n"
+    );
     batch += &way::<[u8; 4]>(24, "");
     batch += &way::<[u8; 16]>(112, "nodad");
     ip(&batch)?;

@@ -7,7 +7,7 @@ use aya::{
 };
 use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep};
 use svc_common::{
-    Backend, BackendState, Cidr, Config, Frontend, FrontendKey, Interface, Scope, SlotLine, SlotRange,
+    Backend, BackendState, CacheState, Cidr, Config, Frontend, FrontendKey, Interface, Scope, SlotLine, SlotRange,
     backend::BACKEND_LOCAL,
     config::{CONFIG_FILTER, CONFIG_MASQUERADE, CONFIG_PORTS_RESERVED, CONFIG_SERVICE_CIDRS, INTERFACE_XDP},
     filter::{KNOWN_ENDPOINT, KNOWN_FRONTEND, filter_place},
@@ -22,7 +22,7 @@ use svc_ebpf::{
     ip::Ip,
 };
 
-use super::bed::Bed;
+use super::bed::{Bed, CACHE};
 
 /// The Service that rows ask; its number is also its index in the statistics.
 pub(super) const BALANCED: u32 = 1;
@@ -306,6 +306,9 @@ where
         flags |= CONFIG_MASQUERADE | CONFIG_PORTS_RESERVED;
         interface = Interface { scope: Scope::Outside as u8, flags: INTERFACE_XDP, ..interface };
         HashMap::<_, u32, Interface>::try_from(bed.map("INTERFACES")?)?.insert(uplink, interface, 0)?;
+        let [mask_v4, mask_v6] = CACHE.map(|(_, places)| places - 1);
+        let cache = CacheState { generation: 1, mask_v4, mask_v6, pad: 0 };
+        Array::<_, CacheState>::try_from(bed.map("CACHE_STATE")?)?.set(0, cache, 0)?;
         let source = A::ending(end::NODE);
         HashMap::<_, u32, A>::try_from(bed.map(&format!("MASQUERADE_{suffix}"))?)?.insert(uplink, source, 0)?;
     }

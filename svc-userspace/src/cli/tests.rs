@@ -220,6 +220,7 @@ fn cleanup_says_what_went_and_names_it_when_asked() {
         pins: vec!["/sys/fs/bpf/svc/b".to_owned()],
         masquerade: true,
         reserved_ports: false,
+        problems: Vec::new(),
     };
     let first = "Detached 1 program, removed 1 pin below /sys/fs/bpf/svc and the nftables table.\n";
     assert_eq!(cleanup::text(bpffs, &report, false), first);

@@ -3,11 +3,13 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    path::Path,
 };
 
-use super::sys::{bpf, object_info, owned};
+use super::sys::{bpf, object_get, object_id, object_info, owned};
 
+const BPF_RAW_TRACEPOINT_OPEN: libc::c_int = 17;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_LINK_DETACH: libc::c_int = 34;
@@ -104,6 +106,20 @@ pub(super) fn create_xdp(program: BorrowedFd<'_>, index: u32, flags: u32) -> io:
     bpf(BPF_LINK_CREATE, &mut attributes).map(owned)
 }
 
+/// Attaches a program to a raw tracepoint.
+pub(super) fn create_raw_tracepoint(program: BorrowedFd<'_>, name: &std::ffi::CStr) -> io::Result<OwnedFd> {
+    // `struct { __u64 name; __u32 prog_fd; }` of union bpf_attr.
+    #[repr(C)]
+    struct Attributes {
+        name: u64,
+        program: u32,
+        pad: u32,
+    }
+    let mut attributes =
+        Attributes { name: name.as_ptr() as u64, program: program.as_raw_fd().cast_unsigned(), pad: 0 };
+    bpf(BPF_RAW_TRACEPOINT_OPEN, &mut attributes).map(owned)
+}
+
 /// Attaches a program to a cgroup, beside what others attached there.
 pub(super) fn create_cgroup(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<OwnedFd> {
     let mut attributes = LinkCreateAttributes {
@@ -137,4 +153,11 @@ pub(super) fn update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Resul
 /// Detaches a link at once. The end of its last pin and descriptor would detach it too, but some time later.
 pub(super) fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
     bpf(BPF_LINK_DETACH, &mut (link.as_raw_fd().cast_unsigned())).map(drop)
+}
+
+/// True if the link that is pinned there is attached to this, with this program.
+pub(super) fn has(pin: &Path, target: LinkTarget, program: &OwnedFd) -> bool {
+    let found = object_get(pin).and_then(|link| info(link.as_fd()));
+    let wanted = object_id(program.as_fd());
+    found.is_ok_and(|found| found.target == target && wanted.is_ok_and(|wanted| wanted == found.program))
 }

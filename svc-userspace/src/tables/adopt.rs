@@ -18,7 +18,7 @@ use super::{
     maglev,
     program::{Phase, Phases, family_index},
     shared::{Shared, Touched},
-    to_port_key,
+    slot_sum, to_port_key,
 };
 use crate::{
     compile::PortKey,
@@ -117,11 +117,14 @@ impl Tables {
         let mut wrong = Vec::new();
         for (range, service) in named {
             let content = contents.get(&(range.offset, range.len as usize));
-            let set = found.get(&service).zip(content).and_then(|(found, ids)| self.verified(&found.port, ids));
-            match (set, found.get_mut(&service)) {
-                (Some(set), Some(found)) if found.port.ranges.iter().all(|range| *range.set != *set) => {
+            let verified = found.get(&service).zip(content).and_then(|(found, ids)| {
+                let set = self.verified(&found.port, ids)?;
+                Some((set, slot_sum(ids)))
+            });
+            match (verified, found.get_mut(&service)) {
+                (Some((set, sum)), Some(found)) if found.port.ranges.iter().all(|range| *range.set != *set) => {
                     if self.slots.reserve(range) {
-                        found.port.ranges.push(Range { set: set.into(), slots: range });
+                        found.port.ranges.push(Range { set: set.into(), slots: range, sum });
                     } else {
                         wrong.push(range);
                     }

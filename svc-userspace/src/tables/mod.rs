@@ -17,6 +17,7 @@ use crate::{
 };
 
 mod adopt;
+mod expected;
 mod flat;
 mod ids;
 pub mod maglev;
@@ -29,6 +30,7 @@ mod slots;
 #[cfg(test)]
 mod tests;
 
+pub use expected::{Difference, Expected, Walked, slot_sum};
 use flat::Flat;
 pub use ids::REST_MS;
 pub use names::{to_port_key, to_service_name};
@@ -241,6 +243,8 @@ struct Range {
     /// Ids of the backends, ascending.
     set: Box<[u32]>,
     slots: SlotRange,
+    /// [`slot_sum`] of what is in the slots.
+    sum: u64,
 }
 
 impl Tables {

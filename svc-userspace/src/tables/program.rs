@@ -13,7 +13,7 @@ use super::{
     Flat, FrontendAddress, Op, Place, Placed, Port, Range, Refused, Sets, Tables,
     plan::{Desired, Plan, PlannedRange, addresses},
     shared::{SharedOps, Touched},
-    to_service_name,
+    slot_sum, to_service_name,
 };
 use crate::{
     compile::{BackendEntry, FrontendKind, PortKey, PortTable, Set},
@@ -184,7 +184,8 @@ impl Tables {
         for (place, placed) in old.backends.iter().filter(|(place, _)| !port.backends.contains_key(place)) {
             self.drop_backend(*placed, *place, old.id, now_ms, phases);
         }
-        port.ranges = ranges.iter().map(|range| self.program_range(range, &table, &port, phases)).collect();
+        port.ranges =
+            ranges.iter().map(|range| self.program_range(range, &table, &port, &old.ranges, phases)).collect();
         for range in old.ranges.into_iter().filter(|range| !port.ranges.contains(range)) {
             self.slots.release(range.slots, now_ms);
         }
@@ -250,19 +251,29 @@ impl Tables {
         Some(placed)
     }
 
-    fn program_range(&mut self, range: &PlannedRange, table: &PortTable, port: &Port, phases: &mut Phases) -> Range {
+    fn program_range(
+        &mut self,
+        range: &PlannedRange,
+        table: &PortTable,
+        port: &Port,
+        old: &[Range],
+        phases: &mut Phases,
+    ) -> Range {
+        if let Some(kept) = old.iter().find(|old| !range.fresh && old.slots == range.slots) {
+            return kept.clone();
+        }
         let members = || {
             range.members.iter().filter_map(|index| {
                 let address = table.backends[*index].address;
                 Some((address, port.backends.get(&Place::of(address))?.id))
             })
         };
-        if range.fresh {
-            phases.push(Phase::Slots, Op::WriteSlots(range.slots.offset, self.maglev.build(members())));
-        }
+        let slots = self.maglev.build(members());
+        let sum = slot_sum(&slots);
+        phases.push(Phase::Slots, Op::WriteSlots(range.slots.offset, slots));
         let mut set: Vec<u32> = members().map(|(_, id)| id).collect();
         set.sort_unstable();
-        Range { set: set.into(), slots: range.slots }
+        Range { set: set.into(), slots: range.slots, sum }
     }
 }
 

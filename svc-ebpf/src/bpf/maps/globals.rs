@@ -4,6 +4,7 @@
 
 use svc_common::{Hook, vip::SERVICE_CIDRS};
 use svc_ebpf::{
+    cache::{Cache, Moment, remember},
     decide::{Decision, decide},
     masquerade::{Outcome, Task, masquerade, try_port},
     open::{Attempt, attempt, claim_entry},
@@ -18,7 +19,7 @@ use super::{
 };
 
 macro_rules! family {
-    ($address:ty, $cidrs:ident, $in_cidr:ident, $attempt:ident, $claim:ident, $recover:ident, $recover_one:ident, $decide:ident, $masquerade:ident, $try_port:ident) => {
+    ($address:ty, $cidrs:ident, $in_cidr:ident, $attempt:ident, $claim:ident, $recover:ident, $recover_one:ident, $decide:ident, $remember:ident, $masquerade:ident, $try_port:ident) => {
         /// A global function, as below. 1 if the address is in SERVICE_CIDRS.
         #[unsafe(no_mangle)]
         #[inline(never)]
@@ -85,6 +86,23 @@ macro_rules! family {
             decide(&mut Maps { interface, ..Maps::without_packet() }, scratch).to_u32()
         }
 
+        /// As above: remembers the flow of both scratches, whose packet came in by an interface, as of the moment when its
+        /// way was asked for. Returns 0.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        #[expect(unreachable_pub, reason = "as above")]
+        pub extern "C" fn $remember(came_by: u32, now: u32, generation: u32) -> u32 {
+            let mut maps = Maps::without_packet();
+            let (Some(incoming), Some(outgoing)) =
+                (<$address>::scratch(Hook::Ingress), <$address>::scratch(Hook::Egress))
+            else {
+                return 0;
+            };
+            let moment = Cache::<$address>::moment(&mut maps);
+            remember(&mut maps, incoming, outgoing, came_by, Moment { now, generation, ..moment });
+            0
+        }
+
         /// As above, with a [`Task`] as a number; returns an [`Outcome`] as a number.
         #[unsafe(no_mangle)]
         #[inline(never)]
@@ -114,6 +132,7 @@ family!(
     svc_recover_v4,
     svc_try_v4,
     svc_decide_v4,
+    svc_remember_v4,
     svc_masq_v4,
     svc_port_v4
 );
@@ -126,6 +145,7 @@ family!(
     svc_recover_v6,
     svc_try_v6,
     svc_decide_v6,
+    svc_remember_v6,
     svc_masq_v6,
     svc_port_v6
 );

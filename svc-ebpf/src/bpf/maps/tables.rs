@@ -13,6 +13,7 @@ use svc_common::{
 };
 use svc_ebpf::{
     Verdict,
+    cache::Moment,
     decide::Decision,
     frame::Frame,
     masquerade::{Outcome, Task},
@@ -27,7 +28,8 @@ use super::{
     count::add,
     globals::{
         svc_attempt_v4, svc_attempt_v6, svc_claim_v4, svc_claim_v6, svc_decide_v4, svc_decide_v6, svc_masq_v4,
-        svc_masq_v6, svc_port_v4, svc_port_v6, svc_recover_v4, svc_recover_v6, svc_try_v4, svc_try_v6,
+        svc_masq_v6, svc_port_v4, svc_port_v6, svc_recover_v4, svc_recover_v6, svc_remember_v4, svc_remember_v6,
+        svc_try_v4, svc_try_v6,
     },
     held::{
         svc_hold_at_v4, svc_hold_at_v6, svc_hold_v4, svc_hold_v6, svc_lead_v4, svc_lead_v6, svc_release_v4,
@@ -49,7 +51,7 @@ const EEXIST: i32 = 17;
 
 macro_rules! family {
     (
-        $address:ty, $fragments:ident, $sources:ident, $masquerades:ident, $attempt:ident, $claim:ident, $recover:ident, $recover_one:ident, $decide:ident,
+        $address:ty, $fragments:ident, $sources:ident, $masquerades:ident, $attempt:ident, $claim:ident, $recover:ident, $recover_one:ident, $decide:ident, $remember:ident,
         $masquerade:ident, $try_port:ident, $hold:ident, $lead:ident, $hold_at:ident, $release:ident
     ) => {
         impl Tables<$address> for Maps {
@@ -246,6 +248,17 @@ macro_rules! family {
             }
 
             #[inline(always)]
+            fn remember(
+                &mut self,
+                incoming: &mut Scratch<$address>,
+                outgoing: &mut Scratch<$address>,
+                came_by: u32,
+                moment: Moment,
+            ) {
+                with(incoming, || with(outgoing, || $remember(came_by, moment.now, moment.generation)));
+            }
+
+            #[inline(always)]
             fn count_new(&mut self, flow: &Flow<$address>) {
                 add(STATS_SERVICE.get_ptr_mut(flow.service), 0, 0, 1);
                 add(STATS_BACKEND.get_ptr_mut(flow.backend), 0, 0, 1);
@@ -271,6 +284,7 @@ family!(
     svc_recover_v4,
     svc_try_v4,
     svc_decide_v4,
+    svc_remember_v4,
     svc_masq_v4,
     svc_port_v4,
     svc_hold_v4,
@@ -288,6 +302,7 @@ family!(
     svc_recover_v6,
     svc_try_v6,
     svc_decide_v6,
+    svc_remember_v6,
     svc_masq_v6,
     svc_port_v6,
     svc_hold_v6,

@@ -72,7 +72,9 @@ fn maps_without_sets_are_completed() {
         ops.iter().all(|op| matches!(op, Op::SetBackend(..) | Op::SetFrontend(..))),
         "no slot is written and no id given anew: {ops:?}"
     );
-    ops.into_iter().for_each(|op| maps.write(op));
+    for op in ops {
+        maps.write(op);
+    }
     maps.check(ROOMY);
     assert_eq!((maps.view(), maps.live()), (fresh.view(), fresh.live()));
 }
