@@ -16,7 +16,7 @@ use svc_common::{
 use svc_userspace::{
     kernel::{AttachMode, Dataplane, InterfaceSpec, KernelError, LinkLayer, Options, Repaired, Xdp, view::Pins},
     model::Protocol,
-    tables::{BackendValue, Difference, FrontendAddress, Observed, Op, Walked},
+    tables::{BackendValue, Difference, FrontendAddress, Observed, Op, Sets, Walked},
 };
 
 fn start(options: &Options) -> Dataplane {
@@ -241,6 +241,7 @@ fn entries_that_differ_are_told_from_those_that_do_not_and_what_nobody_wrote_is_
             local: false,
             generation,
             service: 1,
+            sets: Sets::default(),
         };
         let name = ServiceName {
             namespace: [b'a'; 64],

@@ -10,12 +10,14 @@ use std::{
 use ipnet::IpNet;
 use svc_common::{
     BackendState, Frontend, ServiceName, SlotRange,
+    backend::BACKEND_IN_LOCAL,
     filter::{KNOWN_ENDPOINT, KNOWN_FRONTEND, filter_place},
 };
 use svc_userspace::{
     agent::engine,
     tables::{
-        BackendValue, Capacity, Difference, FilterWords, FrontendAddress, Observed, Op, REST_MS, SLOT_REST_MS, Walked,
+        BackendValue, Capacity, Difference, FilterWords, FrontendAddress, Observed, Op, REST_MS, SLOT_REST_MS, Sets,
+        Walked,
     },
 };
 
@@ -248,11 +250,14 @@ impl Maps {
         assert_eq!(name.version == 4, address.address.is_ipv4(), "{address:?} is of another family than its service");
         let protocol = address.protocol.number();
         assert!(self.is_known(address.address, protocol, KNOWN_FRONTEND), "{address:?} is not in the filter");
-        for range in [value.inside, value.outside] {
+        for (inside, range) in [(true, value.inside), (false, value.outside)] {
             for id in self.slots(range).iter().collect::<BTreeSet<_>>() {
                 let id = id.unwrap_or_else(|| panic!("{address:?} names slots that were never written: {range:?}"));
                 let backend = self.backends.get(&id).unwrap_or_else(|| panic!("{address:?} leads to no backend {id}"));
                 assert_ne!(backend.state, BackendState::Gone, "{address:?} leads to backend {id}, which is gone");
+                let Sets { cluster, local } = backend.sets;
+                let is_member = if value.membership(inside) == BACKEND_IN_LOCAL { local } else { cluster };
+                assert!(is_member, "{address:?} leads to backend {id}, to which nobody stays bound");
                 assert_eq!(backend.service, value.service, "{address:?} leads to backend {id} of another service");
                 assert_eq!(backend.address.is_ipv4(), address.address.is_ipv4(), "{address:?} changes the family");
                 let is_known = self.is_known(backend.address, protocol, KNOWN_ENDPOINT);
@@ -290,10 +295,13 @@ impl Maps {
         self.frontends.iter().map(|(address, frontend)| (*address, entry(frontend))).collect()
     }
 
-    /// Backends that are not gone: of which service, address, state, local.
-    pub(super) fn live(&self) -> BTreeSet<(String, SocketAddr, u8, bool)> {
+    /// Backends that are not gone: of which service, address, state, local, in the sets of policies Cluster and Local.
+    pub(super) fn live(&self) -> BTreeSet<(String, SocketAddr, u8, [bool; 3])> {
         let live = self.backends.values().filter(|backend| backend.state != BackendState::Gone);
-        live.map(|b| (title(&self.services[&b.service]), b.address, b.state as u8, b.local)).collect()
+        live.map(|b| {
+            (title(&self.services[&b.service]), b.address, b.state as u8, [b.local, b.sets.cluster, b.sets.local])
+        })
+        .collect()
     }
 
     /// True if nothing is in them but backends that are gone.

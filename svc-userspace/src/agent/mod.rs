@@ -17,7 +17,10 @@ use std::{
 
 use anyhow::Context;
 use svc_common::Scope;
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
 
 use self::{
     engine::Engine,
@@ -29,7 +32,7 @@ pub use self::{
     start::run,
 };
 use crate::{
-    balancer::{follow::News, local::Local},
+    balancer::{elected::drive::Elected, follow::News, local::Local, pools::Pools},
     dns,
     health::{self, Health},
     interfaces::{self, InterfaceEvent},
@@ -74,6 +77,8 @@ struct Agent {
     dns: Option<dns::Handle>,
     /// Gives addresses of pools to Services, before anybody else sees them.
     balancer: Option<Local>,
+    /// Gives them to those of the API, if it is elected.
+    elected: Option<(Elected, watch::Sender<Pools>)>,
     pools: Option<mpsc::Receiver<News>>,
     started: Instant,
     repair: Repair,
@@ -104,6 +109,9 @@ impl Agent {
                 // that are there come in one batch, so those which came together are compiled together.
                 signal = &mut stop => {
                     tracing::info!(signal, "stopping; the dataplane keeps forwarding");
+                    if let Some((elected, _)) = self.elected.take() {
+                        elected.resign().await;
+                    }
                     return Ok(());
                 }
                 _ = tick.tick() => self.tick(),
@@ -191,6 +199,10 @@ impl Agent {
         match news {
             Ok(pools) => {
                 self.metrics.no_problem("File", &file);
+                if let Some((_, elected)) = &self.elected {
+                    elected.send_replace(pools);
+                    return;
+                }
                 self.health.changed(Instant::now());
                 let changes = self.balancer.as_mut().map(|balancer| balancer.set_pools(pools)).unwrap_or_default();
                 for change in changes {

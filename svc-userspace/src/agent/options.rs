@@ -53,6 +53,8 @@ pub struct Options {
     pub external_ips: bool,
     /// Pools of addresses for Services of type LoadBalancer, and who may ask them.
     pub pools: Option<(PathBuf, Claims)>,
+    /// Namespace of the Lease by which the one is elected that gives addresses to the Services of the API.
+    pub lease_namespace: String,
     /// Prefixes of cluster IPs, if known.
     pub service_cidrs: Vec<IpNet>,
     /// Root of the pins.

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc, time
 use anyhow::Context;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, watch},
     task::JoinHandle,
 };
 
@@ -18,7 +18,12 @@ use super::{
     repair::Repair,
 };
 use crate::{
-    balancer::{self, local::Local},
+    balancer::{
+        self,
+        elected::{self, drive::Elected},
+        local::Local,
+        pools::Pools,
+    },
     dns,
     health::{self, Health},
     interfaces::{self, InterfaceOptions},
@@ -36,12 +41,12 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     // A client that cannot be made is known before the kernel is touched.
     let source = connect(&options.source).await?;
-    let (balancer, pools, claims) = match &options.pools {
-        Some((file, claims)) => {
+    let (pools, pools_news) = match &options.pools {
+        Some((file, _)) => {
             let (pools, news) = balancer::follow::start(file).context("cannot use the pools")?;
-            (Some(Local::new(pools)), Some(news), *claims)
+            (Some(pools), Some(news))
         }
-        None => (None, None, Claims::Nobody),
+        None => (None, None),
     };
 
     let programs_masquerade = match options.masquerade {
@@ -97,6 +102,13 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let (events_sender, events) = mpsc::channel(1024);
     let watched = InterfaceOptions { uplinks: options.uplinks.clone(), pod_patterns: options.pod_patterns.clone() };
     let interfaces = tokio::spawn(interfaces::run(watched, events_sender));
+    let (balancer, elected) = match (&source, pools) {
+        (_, None) => (None, None),
+        (Connected::Manifests(_), Some(pools)) => (Some(Local::new(pools)), None),
+        (Connected::Kubernetes(client, _), Some(pools)) => (None, Some(elect(client, &options, pools, &metrics))),
+    };
+    // The API's own objects say which addresses they have.
+    let claims = options.pools.as_ref().filter(|_| balancer.is_some()).map_or(Claims::Nobody, |(_, claims)| *claims);
     let source_options = SourceOptions {
         node_name: options.node_name.clone(),
         external_ips: options.external_ips,
@@ -142,7 +154,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         sockets,
         dns,
         balancer,
-        pools,
+        elected,
+        pools: pools_news,
         started: Instant::now(),
         untrimmed: SERVICES_A_TRIM,
         changes,
@@ -167,6 +180,23 @@ enum Connected {
     /// The client, and where the server is if that is known.
     Kubernetes(Box<::kube::Client>, Option<SocketAddr>),
     Manifests(PathBuf),
+}
+
+/// One of those who may give addresses to the Services of the API.
+fn elect(
+    client: &::kube::Client,
+    options: &Options,
+    pools: Pools,
+    metrics: &Metrics,
+) -> (Elected, watch::Sender<Pools>) {
+    let (sender, pools) = watch::channel(pools);
+    let elected = elected::drive::Options {
+        node: options.node_name.clone(),
+        namespace: options.lease_namespace.clone(),
+        claims: options.pools.as_ref().map_or(Claims::Nobody, |(_, claims)| *claims),
+        pools,
+    };
+    (elected::drive::start(client.clone(), elected, metrics.pools()), sender)
 }
 
 async fn connect(source: &Source) -> anyhow::Result<Connected> {

@@ -66,12 +66,15 @@ pub struct AgentArgs {
     /// Serve `spec.externalIPs`; whoever may write Services may then claim any address
     #[arg(long, env = "SVC_EXTERNAL_IPS", value_parser = BoolishValueParser::new())]
     pub external_ips: bool,
-    /// Give Services of type LoadBalancer addresses out of the pools of this YAML file, which is watched; with --manifests only
-    #[arg(long, env = "SVC_POOLS", value_name = "FILE", requires = "manifests")]
+    /// Give Services of type LoadBalancer addresses out of the pools of this YAML file, which is watched
+    #[arg(long, env = "SVC_POOLS", value_name = "FILE")]
     pub pools: Option<PathBuf>,
     /// Give them to Services without a loadBalancerClass as well, not only to those of class `svc/pools`
     #[arg(long, env = "SVC_POOLS_DEFAULT", value_parser = BoolishValueParser::new())]
     pub pools_default: bool,
+    /// Namespace of the Lease by which agents of the Kubernetes API elect the one that gives addresses
+    #[arg(long, env = "SVC_LEASE_NAMESPACE", value_name = "NAME", default_value = "kube-system")]
+    pub lease_namespace: String,
     /// Prefix that Services are given their cluster IPs of, at most 4 of each family; repeat for more. Packets to addresses
     /// of it that no Service owns are dropped rather than sent out
     #[arg(long = "service-cidr", env = "SVC_SERVICE_CIDR", value_name = "CIDR", value_delimiter = ',')]
@@ -261,6 +264,7 @@ pub fn run(bpffs: PathBuf, args: AgentArgs) -> anyhow::Result<()> {
         xdp: args.xdp,
         external_ips: args.external_ips,
         pools,
+        lease_namespace: args.lease_namespace,
         service_cidrs: args.service_cidrs,
         bpffs,
         cgroup,

@@ -25,6 +25,7 @@ use prometheus_client::{
 
 use crate::{
     agent::heap,
+    balancer::elected,
     dns,
     health::server,
     kernel::view::{Snapshot, ViewError},
@@ -70,6 +71,7 @@ pub struct Metrics {
     usage: Family<[Label; 2], Gauge>,
     capacity: Family<[Label; 1], Gauge>,
     dns: Arc<dns::metrics::Counters>,
+    pools: Arc<elected::counters::Counters>,
 }
 
 impl Metrics {
@@ -106,6 +108,7 @@ impl Metrics {
             usage: Family::default(),
             capacity: Family::default(),
             dns: Arc::default(),
+            pools: Arc::default(),
         };
         let registry = metrics.register();
         metrics.registry = registry;
@@ -194,6 +197,7 @@ impl Metrics {
         r.register("svc_table_usage", "Ids, entries and slots in use or resting, by table", self.usage.clone());
         r.register("svc_table_capacity", "Most of them that can be in use, by table", self.capacity.clone());
         self.dns.register(r);
+        self.pools.register(r);
         let version = vec![("version", env!("CARGO_PKG_VERSION"))];
         r.register("svc_build", "Version of the agent", Info::new(version));
         registry
@@ -202,6 +206,11 @@ impl Metrics {
     /// What the DNS server counts.
     pub fn dns(&self) -> Arc<dns::metrics::Counters> {
         self.dns.clone()
+    }
+
+    /// What the writer of load-balancer addresses counts.
+    pub fn pools(&self) -> Arc<elected::counters::Counters> {
+        self.pools.clone()
     }
 
     /// Everything as OpenMetrics text. Reads the maps: not for a thread that must not wait.

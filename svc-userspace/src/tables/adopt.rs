@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use svc_common::{BackendState, SlotRange};
 
 use super::{
-    BackendValue, Capacity, Flat, FrontendAddress, Observed, Op, Place, Placed, Port, Range, Tables,
+    BackendValue, Capacity, Flat, FrontendAddress, Observed, Op, Place, Placed, Port, Range, Sets, Tables,
     ids::Ids,
     maglev,
     program::{Phase, Phases, family_index},
@@ -179,7 +179,10 @@ impl Tables {
             if rests {
                 self.backend_ids.release(id, now_ms);
             }
-            phases.push(Phase::LowerBackends, Op::SetBackend(id, BackendValue { state: BackendState::Gone, ..value }));
+            phases.push(
+                Phase::LowerBackends,
+                Op::SetBackend(id, BackendValue { state: BackendState::Gone, sets: Sets::default(), ..value }),
+            );
         }
         for id in services {
             if (1..self.capacity.services).contains(&id) {
@@ -261,8 +264,8 @@ fn place_backends(
                 && !found.port.backends.contains_key(&Place::of(value.address))
         });
         if let Some(found) = place {
-            let BackendValue { address, state, local, generation, service: _ } = *value;
-            found.port.backends.insert(Place::of(address), Placed { id: *id, generation, state, local });
+            let BackendValue { address, state, local, sets, generation, service: _ } = *value;
+            found.port.backends.insert(Place::of(address), Placed { id: *id, generation, state, local, sets });
         } else {
             adopted.services.insert(value.service);
             adopted.backends.push((*id, value.clone(), first));

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use svc_common::{BackendState, Frontend, SlotRange, frontend};
 
 use super::{
-    Flat, FrontendAddress, Op, Place, Placed, Port, Range, Refused, Tables,
+    Flat, FrontendAddress, Op, Place, Placed, Port, Range, Refused, Sets, Tables,
     plan::{Desired, Plan, PlannedRange, addresses},
     shared::{SharedOps, Touched},
     slot_sum, to_service_name,
@@ -156,7 +156,7 @@ impl Tables {
     }
 
     fn drop_backend(&mut self, placed: Placed, place: Place, service: u32, now_ms: u64, phases: &mut Phases) {
-        let gone = Placed { state: BackendState::Gone, ..placed }.value(place, service);
+        let gone = Placed { state: BackendState::Gone, sets: Sets::default(), ..placed }.value(place, service);
         phases.push(Phase::LowerBackends, Op::SetBackend(placed.id, gone));
         self.backend_ids.release(placed.id, now_ms);
     }
@@ -174,9 +174,11 @@ impl Tables {
             frontends: Flat::with_capacity(table.frontends.len()),
             ..Port::default()
         };
-        for entry in &table.backends {
+        for (index, entry) in table.backends.iter().enumerate() {
             let place = Place::of(entry.address);
-            let placed = self.program_backend(old.backends.get(&place).copied(), entry, old.id, phases)?;
+            let is_in = |set: &[usize]| set.binary_search(&index).is_ok();
+            let sets = Sets { cluster: is_in(&table.cluster), local: is_in(&table.local) };
+            let placed = self.program_backend(old.backends.get(&place).copied(), entry, sets, old.id, phases)?;
             port.backends.insert(place, placed);
         }
         for (place, placed) in old.backends.iter().filter(|(place, _)| !port.backends.contains_key(place)) {
@@ -224,6 +226,7 @@ impl Tables {
         &mut self,
         old: Option<Placed>,
         entry: &BackendEntry,
+        sets: Sets,
         service: u32,
         phases: &mut Phases,
     ) -> Option<Placed> {
@@ -231,15 +234,19 @@ impl Tables {
         let place = Place::of(entry.address);
         let Some(previous) = old else {
             let (id, generation) = self.backend_ids.take()?;
-            let placed = Placed { id, generation, state, local: entry.local };
+            let placed = Placed { id, generation, state, local: entry.local, sets };
             phases.push(Phase::RaiseBackends, Op::SetBackend(id, placed.value(place, service)));
             return Some(placed);
         };
-        let placed = Placed { state, local: entry.local, ..previous };
-        if placed != previous {
-            let worse = state == BackendState::Terminating && previous.state == BackendState::Active;
-            let phase = if worse { Phase::LowerBackends } else { Phase::RaiseBackends };
-            phases.push(phase, Op::SetBackend(placed.id, placed.value(place, service)));
+        let placed = Placed { state, local: entry.local, sets, ..previous };
+        // What it gains comes before the frontends that make use of it, what it loses after them.
+        let worse = state == BackendState::Terminating && previous.state == BackendState::Active;
+        let raised =
+            Placed { state: if worse { previous.state } else { state }, sets: previous.sets.and(sets), ..placed };
+        for (phase, value) in [(Phase::RaiseBackends, raised), (Phase::LowerBackends, placed)] {
+            if value != if matches!(phase, Phase::RaiseBackends) { previous } else { raised } {
+                phases.push(phase, Op::SetBackend(placed.id, value.value(place, service)));
+            }
         }
         Some(placed)
     }
@@ -277,19 +284,19 @@ pub(super) fn family_index(range: &IpNet) -> usize {
 
 /// The entries of FRONTENDS of a port.
 fn frontends(table: &PortTable, id: u32, ranges: &[PlannedRange]) -> Vec<(FrontendAddress, Frontend)> {
-    let side = |set: Set, drop: u32| -> (SlotRange, u32) {
-        let members = match set {
-            Set::Cluster => &table.cluster,
-            Set::Local => &table.local,
+    let side = |set: Set, local: u32, drop: u32| -> (SlotRange, u32) {
+        let (members, kind) = match set {
+            Set::Cluster => (&table.cluster, 0),
+            Set::Local => (&table.local, local),
         };
         let range = ranges.iter().find(|range| range.members == *members);
         // An empty Local set drops while the Service has endpoints elsewhere; without any it rejects, as Cluster does.
         let flag = if set == Set::Local && members.is_empty() && !table.cluster.is_empty() { drop } else { 0 };
-        (range.map_or_else(SlotRange::default, |range| range.slots), flag)
+        (range.map_or_else(SlotRange::default, |range| range.slots), kind | flag)
     };
     let entry = |f: &crate::compile::FrontendEntry| {
-        let (inside, inside_flag) = side(f.inside, frontend::FLAG_INSIDE_DROP);
-        let (outside, outside_flag) = side(f.outside, frontend::FLAG_OUTSIDE_DROP);
+        let (inside, inside_flag) = side(f.inside, frontend::FLAG_INSIDE_LOCAL, frontend::FLAG_INSIDE_DROP);
+        let (outside, outside_flag) = side(f.outside, frontend::FLAG_OUTSIDE_LOCAL, frontend::FLAG_OUTSIDE_DROP);
         let kind = match f.kind {
             FrontendKind::ClusterIp => frontend::FLAG_CLUSTER_IP,
             FrontendKind::NodePort => frontend::FLAG_NODE_PORT,

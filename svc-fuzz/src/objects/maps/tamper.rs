@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use svc_common::{BackendState, Frontend, ServiceName, SlotRange};
 use svc_userspace::{
     model::Protocol,
-    tables::{BackendValue, FrontendAddress, Op},
+    tables::{BackendValue, FrontendAddress, Op, Sets},
 };
 
 use super::Maps;
@@ -55,7 +55,14 @@ impl Maps {
             let address = SocketAddr::from(([198, 51, 100, 8], 8));
             self.backends.insert(
                 id,
-                BackendValue { address, state: BackendState::Active, local: false, generation: 1, service: picks(3) },
+                BackendValue {
+                    address,
+                    state: BackendState::Active,
+                    local: false,
+                    generation: 1,
+                    service: picks(3),
+                    sets: Sets::default(),
+                },
             );
         }
         if picks(4) > 0

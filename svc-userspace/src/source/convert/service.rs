@@ -141,7 +141,7 @@ fn listed<'a>(field: &str, texts: impl Iterator<Item = &'a String>) -> Vec<(Stri
 }
 
 /// One address of each family at most, as Kubernetes has it.
-fn cluster_ips(spec: &v1::ServiceSpec, context: &mut Context<'_>) -> Vec<IpAddr> {
+pub(super) fn cluster_ips(spec: &v1::ServiceSpec, context: &mut Context<'_>) -> Vec<IpAddr> {
     let mut texts = listed("spec.clusterIPs", spec.cluster_ips.iter().flatten());
     if texts.is_empty() {
         // Objects written before there were two families have the singular field only.
@@ -227,7 +227,7 @@ fn source_ranges(spec: &v1::ServiceSpec, context: &mut Context<'_>) -> Vec<ipnet
 }
 
 /// Ports that make sense, each number and name once for each protocol.
-fn ports(spec: &v1::ServiceSpec, context: &mut Context<'_>) -> Vec<ServicePort> {
+pub(super) fn ports(spec: &v1::ServiceSpec, context: &mut Context<'_>) -> Vec<ServicePort> {
     let mut numbers = HashSet::new();
     let mut names = HashSet::new();
     let mut node_ports = HashSet::new();

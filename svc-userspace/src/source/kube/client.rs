@@ -60,7 +60,7 @@ async fn from_file(path: &Path) -> Result<Config, SourceError> {
 }
 
 /// An error and its causes in one line, without what the line says already.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
