@@ -224,9 +224,10 @@ impl Cluster {
 
 /// Work of a whole comparison of the maps, and the most of it that was done at once, seconds; it has to find nothing.
 fn repair(agent: &Agent) -> Result<(f64, f64)> {
-    // The first one begins a minute after the start.
+    // The first one begins a minute after the start, and a scrape is not to disturb it.
+    thread::sleep(Duration::from_secs(75));
     svc_lab::until("a comparison of the maps", Duration::from_secs(240), || {
-        let metrics = agent.metrics().map_err(|error| error.to_string())?;
+        let metrics = scrape(agent).map_err(|error| error.to_string())?;
         let value = |name: &str| -> Option<f64> {
             let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
             line?.parse().ok()
@@ -242,7 +243,7 @@ fn repair(agent: &Agent) -> Result<(f64, f64)> {
 }
 
 /// Asks for the metrics, however long it takes.
-fn scrape(agent: &Agent) -> Result<()> {
+fn scrape(agent: &Agent) -> Result<String> {
     let ask = || -> std::io::Result<Vec<u8>> {
         let mut stream = TcpStream::connect(SocketAddr::from(METRICS))?;
         write!(stream, "GET /metrics HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")?;
@@ -252,5 +253,5 @@ fn scrape(agent: &Agent) -> Result<()> {
     };
     let answer = agent.node().enter(ask)??;
     ensure!(answer.starts_with(b"HTTP/1.1 200"), "the agent has no metrics");
-    Ok(())
+    Ok(String::from_utf8_lossy(&answer).into_owned())
 }

@@ -44,6 +44,8 @@ fn every_thread_has_the_capabilities_it_needs_and_no_other_one() -> Result<()> {
     agent.metrics()?;
     assert_limited(&agent, NET_ADMIN | BPF, NET_ADMIN | BPF | PERFMON)?;
     agent.terminate()?;
+    let log = fs::read_to_string(agent.log())?;
+    ensure!(!log.contains("capability"), "nothing is missing: {log}");
 
     let dns = format!("{}:53", shop.node().addresses.v4);
     let options = [&SMALL[..], &["--dns", &dns, "--masquerade", "programs"]].concat();

@@ -70,7 +70,6 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let (mut dataplane, observed) =
         Dataplane::start_with_object(&wanted, kernel::object::object()).context("cannot start the dataplane")?;
     kernel::object::release();
-    privileges::drop_loading().context("cannot start the agent")?;
     if let Some(log) = dataplane.take_log() {
         tokio::spawn(async move {
             if let Err(error) = log.pass_on().await {
@@ -83,6 +82,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         masquerade::install(MASQUERADE_MARK).context("cannot install the masquerade rule")?;
     }
     warn_about_lacks(&options);
+    privileges::drop_loading().context("cannot start the agent")?;
     tracing::info!(
         node = %options.node_name,
         bpffs = %options.bpffs.display(),

@@ -1,8 +1,8 @@
 //! Compares the maps with what was written to them, a piece at a time, and writes what differs.
 //!
 //! First what is in the maps and was never written, which may take the room of what was; then the words of FILTER; then every
-//! Service port: its name, backends, source ranges, slots, frontends and addresses. A pass that meets nothing writes nothing. Operations that wait are no difference: their Services are passed
-//! over, and while any wait nothing is removed.
+//! Service port: its name, backends, source ranges, slots, frontends and addresses. A pass that meets nothing writes nothing.
+//! Operations that wait are no difference: their Services are passed over, and while any wait nothing is removed.
 
 use std::collections::BTreeMap;
 
