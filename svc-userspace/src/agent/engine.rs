@@ -4,7 +4,7 @@
 //! something of it changed, however many changes came at once.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     fmt,
     net::IpAddr,
     sync::Arc,
@@ -14,6 +14,7 @@ use svc_common::{BackendState, filter::FILTER_BITS};
 
 use crate::{
     compile::{NodeContext, PortTable},
+    hash::{HashMap, HashSet},
     health::node_ports::HealthPort,
     metrics::Metrics,
     model::{Change, Family, ObjectName},
@@ -115,7 +116,7 @@ impl<M: Maps> Engine<M> {
             synced: false,
             first_writes: 0,
             queue: VecDeque::new(),
-            queued: HashSet::new(),
+            queued: HashSet::default(),
             waiting: BTreeMap::new(),
             refused: BTreeMap::new(),
             refused_retry_ms: 0,
@@ -214,8 +215,11 @@ impl<M: Maps> Engine<M> {
 
     /// True if [`Engine::step`] has something to do now.
     pub fn has_work(&mut self) -> bool {
-        if !self.world.is_synced() || !self.interfaces_listed {
+        if !self.interfaces_listed {
             return false;
+        }
+        if !self.world.is_synced() {
+            return self.world.has_arrived() && self.tables.is_empty();
         }
         for name in self.world.take_dirty() {
             self.enqueue(name);
@@ -235,6 +239,10 @@ impl<M: Maps> Engine<M> {
         if !self.has_work() {
             return 0;
         }
+        if !self.world.is_synced() {
+            self.prepare(most);
+            return 0;
+        }
         let mut programmed = 0;
         while programmed < most
             && let Some(name) = self.queue.pop_front()
@@ -244,6 +252,7 @@ impl<M: Maps> Engine<M> {
             programmed += 1;
         }
         if self.queue.is_empty() && !self.complete {
+            self.tables.forget_prepared();
             let ops = self.tables.finish_adoption(now_ms);
             self.complete = true;
             // Of what no Service claims, nobody knows the protocol.
@@ -260,6 +269,13 @@ impl<M: Maps> Engine<M> {
             self.metrics.set_pending_to_none();
         }
         programmed
+    }
+
+    /// Builds what Services will need while others are still being listed; nothing is decided by it, nor written.
+    fn prepare(&mut self, most: usize) {
+        for name in std::iter::from_fn(|| self.world.take_arrived()).take(most).collect::<HashSet<_>>() {
+            self.tables.prepare(&self.world.compile(&name));
+        }
     }
 
     fn program(&mut self, name: &ObjectName, now_ms: u64, wall_ms: i64) {

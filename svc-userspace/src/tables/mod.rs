@@ -4,7 +4,7 @@
 //! finds only complete Services: backends first, slots next, frontend last; removal the other way round.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
 };
 
@@ -12,7 +12,8 @@ use ipnet::IpNet;
 use svc_common::{Frontend, ServiceName, SlotRange};
 
 use crate::{
-    compile::PortKey,
+    compile::{PortKey, PortTable},
+    hash::{HashMap, HashSet},
     model::{Family, ObjectName, Protocol},
 };
 
@@ -230,9 +231,9 @@ impl Tables {
             service_ids: ids::Ids::new(capacity.services),
             backend_ids: ids::Ids::new(capacity.backends),
             slots: slots::Slots::new(capacity.slots),
-            services: HashMap::new(),
-            keys: HashMap::new(),
-            owners: HashMap::new(),
+            services: HashMap::default(),
+            keys: HashMap::default(),
+            owners: HashMap::default(),
             frontends_v4: 0,
             frontends_v6: 0,
             sources: [0; 2],
@@ -268,6 +269,25 @@ impl Tables {
         self.service_ids.expire(now_ms);
         self.backend_ids.expire(now_ms);
         self.slots.expire(now_ms);
+    }
+
+    /// True if nothing is programmed.
+    pub fn is_empty(&self) -> bool {
+        self.services.is_empty()
+    }
+
+    /// Does the part of an update ahead of time that depends on nothing else and takes longest: slots of new sets.
+    pub fn prepare(&mut self, ports: &[PortTable]) {
+        for table in ports {
+            for set in plan::sets(table) {
+                self.maglev.prepare(set.into_iter().map(|member| table.backends[member].address));
+            }
+        }
+    }
+
+    /// Gives up what was prepared and not used.
+    pub fn forget_prepared(&mut self) {
+        self.maglev.forget_prepared();
     }
 
     /// Services of which a port is refused, sorted: what refused it may be gone after other updates, after

@@ -150,6 +150,25 @@ fn nothing_is_written_before_objects_and_interfaces_are_listed() {
 }
 
 #[test]
+fn what_was_prepared_while_objects_were_listed_is_what_is_programmed() {
+    let mut engine = engine();
+    engine.interfaces_listed();
+    engine.change(slice("a", &[[10, 1, 0, 1], [10, 1, 0, 2]], None));
+    engine.change(service("a", 1));
+    assert!(engine.has_work(), "its slots can be computed");
+    while engine.has_work() {
+        engine.step(1, 0, 0);
+    }
+    engine.change(slice("a", &[[10, 1, 0, 1], [10, 1, 0, 2], [10, 1, 0, 3]], None));
+    engine.step(100, 0, 0);
+    assert_eq!((engine.maps().calls, engine.is_behind()), (0, true), "nothing is written");
+    engine.change(Change::Synced);
+    engine.step(100, 0, 0);
+    assert_eq!((engine.maps().frontends.len(), engine.maps().slots), (1, 1));
+    assert!(engine.is_synced() && !engine.is_behind());
+}
+
+#[test]
 fn changes_that_came_together_are_programmed_once() {
     let mut engine = ready();
     engine.step(100, 0, 0);
