@@ -3,6 +3,7 @@
 
 mod api;
 mod changes;
+mod grow;
 mod input;
 mod pins;
 mod restart;

@@ -19,7 +19,7 @@ use crate::{
     metrics::Metrics,
     model::{Change, Family, ObjectName},
     sockets::Gone,
-    tables::{FilterWords, Observed, Op, Refused, Tables},
+    tables::{Capacity, FilterWords, Observed, Op, Reason, Refused, Tables},
     world::World,
 };
 
@@ -30,6 +30,12 @@ pub trait Maps {
 
     /// Applies operations in order, up to the first that fails: then its index comes back.
     fn apply(&mut self, ops: &[Op]) -> Result<(), (usize, Self::Error)>;
+
+    /// Gives maps room for `wanted` where that is more than they have; returns what they have room for then. `None`: they keep
+    /// their sizes.
+    fn grow(&mut self, _wanted: &Capacity) -> Result<Option<Capacity>, Self::Error> {
+        Ok(None)
+    }
 
     /// Leaves in FILTER the bits of `used` and those that flows still need, which is what it returns.
     fn sweep_filter(&mut self, used: FilterWords) -> Result<FilterWords, Self::Error>;
@@ -45,6 +51,9 @@ pub trait Maps {
 const LONGEST_RETRY_MS: u64 = 30_000;
 /// Time after which refused ports are tried again, milliseconds: what stood in their way may be gone.
 const REFUSED_RETRY_MS: u64 = 5_000;
+
+/// Least time between two attempts to enlarge the maps, milliseconds, if the last one failed.
+const GROWTH_RETRY_MS: u64 = 60_000;
 
 /// Bits of FILTER without a Service that are no reason to sweep it: one in thirty.
 const MOST_STALE_BITS: u32 = FILTER_BITS / 32;
@@ -83,6 +92,10 @@ pub struct Engine<M> {
     waiting: BTreeMap<ObjectName, Waiting>,
     refused: BTreeMap<ObjectName, Vec<Refused>>,
     refused_retry_ms: u64,
+    /// Refused since the maps could last be enlarged: nobody is told before that has failed.
+    lacking: BTreeMap<ObjectName, Vec<Refused>>,
+    /// When maps may be enlarged again.
+    grow_ms: u64,
     /// FILTER has every bit that `tables` says it has.
     filter_trusted: bool,
     /// When FILTER may be swept again.
@@ -120,6 +133,8 @@ impl<M: Maps> Engine<M> {
             waiting: BTreeMap::new(),
             refused: BTreeMap::new(),
             refused_retry_ms: 0,
+            lacking: BTreeMap::new(),
+            grow_ms: 0,
             filter_trusted: false,
             sweep_ms: 0,
             health_ports: BTreeMap::new(),
@@ -200,7 +215,7 @@ impl<M: Maps> Engine<M> {
 
     /// True while a port is refused.
     pub fn has_refused(&self) -> bool {
-        !self.refused.is_empty()
+        !self.refused.is_empty() || !self.lacking.is_empty()
     }
 
     /// The `healthCheckNodePort` of every Service that has one.
@@ -251,6 +266,9 @@ impl<M: Maps> Engine<M> {
             self.program(&name, now_ms, wall_ms);
             programmed += 1;
         }
+        if self.queue.is_empty() {
+            self.grow(now_ms);
+        }
         if self.queue.is_empty() && !self.complete {
             self.tables.forget_prepared();
             let ops = self.tables.finish_adoption(now_ms);
@@ -284,13 +302,46 @@ impl<M: Maps> Engine<M> {
         self.note_without_local(name, &ports);
         let udp = self.tables.udp_ports(name);
         let (ops, refused) = self.tables.update(name, ports, now_ms);
-        self.note_refused(name, refused);
+        if refused.iter().any(|refused| matches!(refused.reason, Reason::Full { .. })) && now_ms >= self.grow_ms {
+            self.lacking.insert(name.clone(), refused);
+        } else {
+            self.lacking.remove(name);
+            self.note_refused(name, refused);
+        }
         let gone = gone(&ops, |service| udp.contains(&service));
         self.apply(name, ops, gone, now_ms);
         if !self.waiting.contains_key(name) {
             for trigger in self.triggers.open.remove(name).unwrap_or_default() {
                 self.metrics.programmed_after(wall_ms.saturating_sub(trigger));
             }
+        }
+    }
+
+    /// Enlarges maps that something did not fit into, and has that tried again; else it is refused, and that is said.
+    fn grow(&mut self, now_ms: u64) {
+        if self.lacking.is_empty() {
+            return;
+        }
+        let grown = match self.tables.wanted() {
+            Some(wanted) => self.maps.grow(&wanted),
+            None => Ok(None),
+        };
+        match grown {
+            Ok(Some(capacity)) => {
+                tracing::info!(?capacity, "maps have grown");
+                self.tables.grown(capacity);
+                for name in self.tables.refused() {
+                    self.enqueue(name);
+                }
+                self.lacking.clear();
+                return;
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "maps cannot grow, will try again"),
+        }
+        self.grow_ms = now_ms + GROWTH_RETRY_MS;
+        for (name, refused) in std::mem::take(&mut self.lacking) {
+            self.note_refused(&name, refused);
         }
     }
 

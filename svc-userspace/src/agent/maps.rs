@@ -2,8 +2,8 @@
 
 use super::engine::Maps;
 use crate::{
-    kernel::Dataplane,
-    tables::{FilterWords, Op},
+    kernel::{Dataplane, object},
+    tables::{Capacity, FilterWords, Op},
 };
 
 impl Maps for Dataplane {
@@ -11,6 +11,15 @@ impl Maps for Dataplane {
 
     fn apply(&mut self, ops: &[Op]) -> Result<(), (usize, anyhow::Error)> {
         Self::apply(self, ops).map_err(|error| (error.index, error.into()))
+    }
+
+    fn grow(&mut self, wanted: &Capacity) -> Result<Option<Capacity>, anyhow::Error> {
+        if self.growth_limit() == 0 {
+            return Ok(None);
+        }
+        let grown = Self::grow(self, wanted, object::object());
+        object::release();
+        Ok(Some(grown?))
     }
 
     fn sweep_filter(&mut self, used: FilterWords) -> Result<FilterWords, anyhow::Error> {

@@ -55,6 +55,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         cgroup: options.cgroup.clone(),
         capacity: options.capacity,
         flows: options.flows,
+        growth_limit: options.growth_limit,
         config_flags: options.config_flags,
         programs_masquerade,
         service_cidrs: options.service_cidrs.clone(),

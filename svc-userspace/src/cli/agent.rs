@@ -124,6 +124,9 @@ pub struct AgentArgs {
     /// Entries of all `loadBalancerSourceRanges`, one for each range and Service port, per family
     #[arg(long, env = "SVC_SOURCE_RANGES", value_name = "N", default_value_t = 65_536, value_parser = at_least(16))]
     pub source_ranges: u32,
+    /// Most kernel memory that maps may grow to, MiB; 0: they keep the sizes above [default: an eighth of the machine's]
+    #[arg(long, env = "SVC_MAP_MEMORY", value_name = "MIB")]
+    pub map_memory: Option<u32>,
     /// Format of the log on standard error; its level is RUST_LOG
     #[arg(long, env = "SVC_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value_t)]
     pub log_format: LogFormat,
@@ -256,6 +259,7 @@ pub fn run(bpffs: PathBuf, args: AgentArgs) -> anyhow::Result<()> {
         healthz_address: args.healthz_address,
         dns,
         flows: args.flows,
+        growth_limit: args.map_memory.map_or_else(|| machine_memory() / 8, |mib| u64::from(mib) << 20),
         capacity: Capacity {
             services: args.services,
             backends: args.backends,
@@ -275,6 +279,13 @@ pub fn run(bpffs: PathBuf, args: AgentArgs) -> anyhow::Result<()> {
     // A file system or DNS call that hangs must not keep the process.
     runtime.shutdown_background();
     result
+}
+
+/// Memory of the machine, bytes; 0 if it cannot be read.
+fn machine_memory() -> u64 {
+    use nix::unistd::{SysconfVar, sysconf};
+    let read = |variable| sysconf(variable).ok().flatten().and_then(|value| u64::try_from(value).ok()).unwrap_or(0);
+    read(SysconfVar::_PHYS_PAGES) * read(SysconfVar::PAGE_SIZE)
 }
 
 /// The kernel's programs have room for few prefixes, and take those of length 0 for unused.

@@ -3,7 +3,10 @@
 //! [`Dataplane`] is the agent's handle (read and write); [`view::Pins`] is what every other command reads. What is
 //! attached stays attached when a `Dataplane` is dropped: forwarding outlives the agent, and [`cleanup`] ends it.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use ipnet::IpNet;
 use svc_common::{
@@ -27,6 +30,7 @@ mod clsact;
 mod decode;
 mod error;
 mod filter;
+mod grow;
 mod links;
 mod load;
 mod log;
@@ -63,6 +67,8 @@ pub struct Options {
     pub capacity: Capacity,
     /// Entries of FLOWS_V4 and of FLOWS_V6.
     pub flows: u32,
+    /// Most kernel memory that all maps together may grow to, bytes; 0: they keep their sizes.
+    pub growth_limit: u64,
     /// `CONFIG_SOCKET_*` of `svc_common::config`; they mean nothing without `cgroup`.
     pub config_flags: u32,
     /// The programs masquerade flows that open from now on; otherwise nftables does.
@@ -111,8 +117,11 @@ pub struct InterfaceSpec {
 /// The maps, programs and links of this node, owned by one agent at a time.
 pub struct Dataplane {
     layout: pins::Layout,
+    options: Options,
     programs: load::Programs,
     maps: maps::Maps,
+    /// As they were set.
+    interfaces: BTreeMap<u32, InterfaceSpec>,
     tcx: bool,
     xdp: Xdp,
     log: Option<ProgramLog>,
@@ -143,6 +152,7 @@ impl Dataplane {
         })?;
         let lock = pins::Lock::take(&options.bpffs)?;
         layout.create()?;
+        pins::remove_staged(&layout)?;
 
         let load::Loaded { programs, adopted, log } = load::load(object, &layout, options)?;
         let mut maps = maps::Maps::open(&layout, adopted)?;
@@ -177,12 +187,18 @@ impl Dataplane {
         let observed = observe::observe(&layout, &maps)?;
         let tcx = options.attach == AttachMode::Auto
             && programs.get("svc_ingress").is_some_and(|program| attach::has_tcx(std::os::fd::AsFd::as_fd(program)));
-        Ok((Self { layout, programs, maps, tcx, xdp: options.xdp, log, _lock: lock }, observed))
+        let (options, interfaces, xdp) = (options.clone(), BTreeMap::new(), options.xdp);
+        Ok((Self { layout, options, programs, maps, interfaces, tcx, xdp, log, _lock: lock }, observed))
     }
 
     /// What the maps hold: those of an earlier agent keep their sizes, whatever the options say.
     pub fn capacity(&self) -> Result<Capacity, KernelError> {
         maps::capacity(&self.layout)
+    }
+
+    /// Most memory that maps may grow to, bytes.
+    pub fn growth_limit(&self) -> u64 {
+        self.options.growth_limit
     }
 
     /// Applies operations in their order until one fails.
@@ -226,6 +242,7 @@ impl Dataplane {
         if interface.entry.flags & INTERFACE_BRIDGE_PORT != 0 {
             self.set_flags(CONFIG_BRIDGES)?;
         }
+        self.interfaces.insert(interface.index, interface.clone());
         self.maps
             .interfaces
             .insert(interface.index, interface.entry, 0)
@@ -243,6 +260,7 @@ impl Dataplane {
 
     /// Detaches from an interface, which may be gone already, and forgets it.
     pub fn remove_interface(&mut self, index: u32) -> Result<(), KernelError> {
+        self.interfaces.remove(&index);
         xdp::detach(&self.layout, index)?;
         attach::detach(&self.layout, index)?;
         match self.maps.interfaces.remove(&index) {

@@ -19,6 +19,7 @@ use crate::{
 
 mod adopt;
 mod flat;
+mod grow;
 mod ids;
 pub mod maglev;
 mod names;
@@ -172,7 +173,8 @@ pub struct Tables {
     /// Entries of SOURCE_RANGES_V4 and V6 in use.
     sources: [u64; 2],
     shared: shared::Shared,
-    refused: BTreeSet<ObjectName>,
+    /// Services of which a port is refused, and what these ports need.
+    refused: BTreeMap<ObjectName, grow::Needs>,
     adopted: adopt::Adopted,
     /// Addresses that operations which are not carried out yet take away, and from whom; `None`: no operation waits.
     held: Option<HashMap<FrontendAddress, ObjectName>>,
@@ -238,7 +240,7 @@ impl Tables {
             frontends_v6: 0,
             sources: [0; 2],
             shared: shared::Shared::default(),
-            refused: BTreeSet::new(),
+            refused: BTreeMap::new(),
             adopted: adopt::Adopted::default(),
             held: None,
             maglev: maglev::Builder::default(),
@@ -293,7 +295,7 @@ impl Tables {
     /// Services of which a port is refused, sorted: what refused it may be gone after other updates, after
     /// `finish_adoption` or `expire`, so they are to be updated again then, until a round of it yields no operation.
     pub fn refused(&self) -> Vec<ObjectName> {
-        self.refused.iter().cloned().collect()
+        self.refused.keys().cloned().collect()
     }
 
     /// Sets the node's own addresses: a load balancer's address that is among them is not a VIP as a whole, because its

@@ -8,8 +8,8 @@ use ipnet::IpNet;
 use svc_common::SlotRange;
 
 use super::{
-    Fill, Flat, FrontendAddress, Place, Port, Reason, Resource, Tables, Usage, maglev, program::family_index,
-    to_service_name,
+    Fill, Flat, FrontendAddress, Place, Port, Reason, Resource, Tables, Usage, grow::Needs, maglev,
+    program::family_index, to_service_name,
 };
 use crate::{
     compile::{PortKey, PortTable, Set},
@@ -91,7 +91,7 @@ impl Tables {
     /// was to move), so everything is judged again after each, which ends because refusals only grow.
     ///
     /// The work is in proportion to the number of ports, whatever is refused.
-    pub(super) fn admit(&mut self, service: &ObjectName, desired: Desired) -> (Vec<Plan>, Refusals) {
+    pub(super) fn admit(&mut self, service: &ObjectName, desired: Desired) -> (Vec<Plan>, Refusals, Needs) {
         let mut refusals = Refusals::new();
         loop {
             let old = self.services.get(service);
@@ -109,10 +109,11 @@ impl Tables {
                 .and_then(|()| self.reserve_ranges(service, &desired, &order));
             match verdict {
                 Ok(ranges) => {
+                    let needs = Needs::of(&refusals, &desired);
                     let mut desired: HashMap<PortKey, PortTable> = desired.into_iter().collect();
                     let plans = order.iter().zip(ranges);
                     let plans = plans.filter_map(|(key, ranges)| Some(Plan { table: desired.remove(key)?, ranges }));
-                    return (plans.collect(), refusals);
+                    return (plans.collect(), refusals, needs);
                 }
                 Err(refused) => {
                     let most = if refusals.len() < SINGLE_REFUSALS { 1 } else { usize::MAX };

@@ -76,7 +76,7 @@ impl Tables {
             .filter(|table| table.key.service == *service)
             .map(|table| (table.key.clone(), table))
             .collect();
-        let (plans, refusals) = self.admit(service, desired);
+        let (plans, refusals, needs) = self.admit(service, desired);
 
         let mut phases = Phases::default();
         let taken: HashSet<FrontendAddress> = plans.iter().flat_map(|plan| addresses(&plan.table)).collect();
@@ -121,7 +121,7 @@ impl Tables {
         if refusals.is_empty() {
             self.refused.remove(service);
         } else {
-            self.refused.insert(service.clone());
+            self.refused.insert(service.clone(), needs);
         }
         let refused = refusals.into_iter().map(|(key, reason)| Refused { key, reason }).collect();
         (phases.into_ops(), refused)
