@@ -109,20 +109,20 @@ pub struct AgentArgs {
     /// Connections remembered, per family; the least recently used one makes room
     #[arg(long, env = "SVC_FLOWS", value_name = "N", default_value_t = 262_144, value_parser = at_least(1024))]
     pub flows: u32,
-    /// Service ports, both families together
-    #[arg(long, env = "SVC_SERVICES", value_name = "N", default_value_t = 32_768, value_parser = at_least(16))]
+    /// Service ports, both families together; this and the next four are what maps begin with, they grow when they are full
+    #[arg(long, env = "SVC_SERVICES", value_name = "N", default_value_t = 8_192, value_parser = at_least(16))]
     pub services: u32,
     /// Backends: endpoints of each Service port, both families together
-    #[arg(long, env = "SVC_BACKENDS", value_name = "N", default_value_t = 131_072, value_parser = at_least(16))]
+    #[arg(long, env = "SVC_BACKENDS", value_name = "N", default_value_t = 32_768, value_parser = at_least(16))]
     pub backends: u32,
     /// Addresses and ports that lead to Services, per family
-    #[arg(long, env = "SVC_FRONTENDS", value_name = "N", default_value_t = 65_536, value_parser = at_least(16))]
+    #[arg(long, env = "SVC_FRONTENDS", value_name = "N", default_value_t = 16_384, value_parser = at_least(16))]
     pub frontends: u32,
     /// Entries of all consistent-hash tables; a Service takes about 100 for each backend, 4 bytes each
-    #[arg(long, env = "SVC_SLOTS", value_name = "N", default_value_t = 4_194_304, value_parser = at_least(4096))]
+    #[arg(long, env = "SVC_SLOTS", value_name = "N", default_value_t = 1_048_576, value_parser = at_least(4096))]
     pub slots: u32,
     /// Entries of all `loadBalancerSourceRanges`, one for each range and Service port, per family
-    #[arg(long, env = "SVC_SOURCE_RANGES", value_name = "N", default_value_t = 65_536, value_parser = at_least(16))]
+    #[arg(long, env = "SVC_SOURCE_RANGES", value_name = "N", default_value_t = 8_192, value_parser = at_least(16))]
     pub source_ranges: u32,
     /// Most kernel memory that maps may grow to, MiB; 0: they keep the sizes above [default: an eighth of the machine's]
     #[arg(long, env = "SVC_MAP_MEMORY", value_name = "MIB")]
