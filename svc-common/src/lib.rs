@@ -13,6 +13,7 @@
 pub mod address;
 pub mod affinity;
 pub mod backend;
+pub mod cache;
 pub mod config;
 pub mod filter;
 pub mod flow;
@@ -32,6 +33,7 @@ pub mod vip;
 pub use address::Address;
 pub use affinity::{Affinity, AffinityKey};
 pub use backend::{Backend, BackendState};
+pub use cache::CacheState;
 pub use config::{Config, Interface, Scope};
 pub use flow::{Flow, FlowKey, FlowState, Hook};
 pub use flow_table::{FlowBucket, FlowControl, FlowSlotV4, FlowSlotV6, FlowWords};

@@ -56,7 +56,9 @@ unsafe impl aya::Pod for FlowBucket<crate::FlowSlotV6> {}
 
 #[cfg(feature = "user")]
 mod aya_pod {
-    use crate::{Affinity, Config, Counters, Frontend, Held, Interface, Ports, ServiceName, SlotLine, SocketBackend};
+    use crate::{
+        Affinity, CacheState, Config, Counters, Frontend, Held, Interface, Ports, ServiceName, SlotLine, SocketBackend,
+    };
 
     macro_rules! pod {
         ($($name:ident),*) => {$(
@@ -65,5 +67,17 @@ mod aya_pod {
         )*};
     }
 
-    pod!(Affinity, Config, Counters, Frontend, Held, Interface, Ports, ServiceName, SlotLine, SocketBackend);
+    pod!(
+        Affinity,
+        CacheState,
+        Config,
+        Counters,
+        Frontend,
+        Held,
+        Interface,
+        Ports,
+        ServiceName,
+        SlotLine,
+        SocketBackend
+    );
 }

@@ -14,6 +14,7 @@ use svc_common::{
 
 use crate::{
     Verdict,
+    cache::{Cache, Cached, Moment, remember},
     checksum::Change,
     decide::{Decision, decide},
     egress::egress,
@@ -24,7 +25,7 @@ use crate::{
     ip::{Fragment, Header, Ip},
     link::{self, Network},
     masquerade::{Outcome, Task, masquerade, try_port},
-    open::{Attempt, attempt},
+    open::{Attempt, attempt, claim_entry},
     packet::Packet,
     scratch::Scratch,
     shortcut::{Road, Way, shortcut},
@@ -170,6 +171,10 @@ pub struct HostTables<A> {
     pub now: u32,
     /// Packets counted by service id.
     pub counted: HashMap<u32, u64>,
+    /// CACHE.
+    pub cache: HashMap<u32, Cached<A>>,
+    /// The moment that CACHE goes by.
+    pub moment: Moment,
 }
 
 impl<A: Ip> Default for HostTables<A> {
@@ -196,6 +201,8 @@ impl<A: Ip> Default for HostTables<A> {
             masquerade_source: None,
             now: 1,
             counted: HashMap::new(),
+            cache: HashMap::new(),
+            moment: Moment { now: 0, generation: 0, mask: 0 },
         }
     }
 }
@@ -274,6 +281,25 @@ fn empty_scratch<A: Ip>() -> Scratch<A> {
         flow: Flow::empty(),
         entry: Entry { key, flow: Flow::empty() },
         found: Flow::empty(),
+        cached: Cached {
+            key,
+            source: A::zeroed(),
+            destination: A::zeroed(),
+            ports: [0; 4],
+            interface: 0,
+            leaves_by: 0,
+            made: 0,
+            generation: 0,
+            service: 0,
+            backend: 0,
+            macs: [0; 3],
+            addresses: [0; 2],
+            port_change: [0; 2],
+            pseudo_header: [0; 2],
+            mtu: 0,
+            is_request: 0,
+            pad: 0,
+        },
         other: Entry { key, flow: Flow::empty() },
         frontend: Frontend::default(),
         range: svc_common::SlotRange::default(),
@@ -318,6 +344,32 @@ impl<A: Ip + std::hash::Hash> Decisions<A> for HostTables<A> {
 
     fn now(&mut self) -> u32 {
         self.now
+    }
+}
+
+impl<A: Ip + std::hash::Hash> Cache<A> for HostTables<A> {
+    fn moment(&mut self) -> Moment {
+        self.moment
+    }
+
+    fn read(&mut self, place: u32, key: &FlowKey<A>, into: &mut Cached<A>) -> bool {
+        let found = self.cache.get(&place).filter(|entry| entry.key == *key);
+        found.inspect(|entry| *into = **entry).is_some()
+    }
+
+    fn write(&mut self, place: u32, entry: &Cached<A>) {
+        self.cache.insert(place, *entry);
+    }
+
+    fn clear(&mut self, place: u32, key: &FlowKey<A>) {
+        if self.cache.get(&place).is_some_and(|entry| entry.key == *key) {
+            self.cache.remove(&place);
+        }
+    }
+
+    fn gives_way(&mut self, place: u32, key: &FlowKey<A>, moment: Moment) -> bool {
+        let holds = |entry: &Cached<A>| entry.made == moment.now && entry.generation == moment.generation;
+        self.cache.get(&place).is_none_or(|entry| entry.key == *key || !holds(entry))
     }
 }
 
@@ -473,8 +525,16 @@ impl<A: Ip + std::hash::Hash> Tables<A> for HostTables<A> {
         attempt(self, scratch, number)
     }
 
+    fn claim_entry(&mut self, scratch: &mut Scratch<A>) -> Insert {
+        claim_entry(self, scratch)
+    }
+
     fn decide(&mut self, scratch: &mut Scratch<A>) -> Decision {
         decide(self, scratch)
+    }
+
+    fn remember(&mut self, incoming: &mut Scratch<A>, outgoing: &mut Scratch<A>, came_by: u32, moment: Moment) {
+        remember(self, incoming, outgoing, came_by, moment);
     }
 
     fn count_new(&mut self, _flow: &Flow<A>) {}

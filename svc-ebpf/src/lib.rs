@@ -17,7 +17,8 @@
 //! ICMP errors carry the head of the packet they complain about; [`icmp`] translates that head, and the outer addresses,
 //! with the same entries, so that path-MTU discovery reaches the real sender.
 //!
-//! **The shortcut** runs both halves at once, with a route between them, on frames of an uplink that leave again ([`shortcut`]).
+//! **The shortcut** runs both halves at once, with a route between them, on frames of an uplink that leave again ([`shortcut`]);
+//! what it found out of a flow serves the next packets as well ([`cache`]).
 //!
 //! An echo request to a VIP is answered where it comes in ([`echo`]).
 //!
@@ -35,6 +36,7 @@
 #[cfg(feature = "bench")]
 #[path = "bench/plan.rs"]
 pub mod bench;
+pub mod cache;
 pub mod checksum;
 pub mod crc32c;
 pub mod decide;

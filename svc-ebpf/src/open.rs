@@ -8,6 +8,7 @@ use svc_common::{
 };
 
 use crate::{
+    cache::forget,
     flow::{Entry, forward_of, inbound, is_hairpin, outbound, outbound_of, reply},
     ip::Ip,
     scratch::Scratch,
@@ -93,6 +94,7 @@ pub fn attempt<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>, nu
     if !tables.replace_flow(&scratch.key, &scratch.flow) {
         return Attempt::Full;
     }
+    forget(tables, &scratch.key);
     if with_affinity {
         remember_affinity(tables, &scratch.frontend, &scratch.key.source, id, generation, now);
     }
@@ -118,24 +120,33 @@ fn forward<A: Ip>(flow: &mut Flow<A>, id: u32, backend: &Backend<A>, flags: u8) 
     flow.pad = [0; 2];
 }
 
-/// Makes the entries that belong to the forward entry in `scratch`, if nobody else has the reply's tuple.
+/// Makes the entries that belong to the forward entry in `scratch`, if nobody else has one of their tuples.
 #[inline(always)]
 pub(crate) fn claim<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) -> Insert {
     reply(&mut scratch.entry, &scratch.key, &scratch.flow);
-    let entry = &scratch.entry;
+    let to_itself = is_hairpin(&scratch.key, &scratch.flow);
+    if to_itself && scratch.entry.key.source_port == scratch.entry.key.destination_port {
+        // The client's port is the backend's: one tuple would need both rewrites. Another port is tried.
+        return Insert::Taken;
+    }
+    let made = tables.claim_entry(scratch);
+    if to_itself && made == Insert::Done { claim_hairpin(tables, scratch) } else { made }
+}
+
+/// Makes `scratch.entry`, unless another flow has its key.
+#[inline(always)]
+pub fn claim_entry<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) -> Insert {
+    let Scratch { entry, found, .. } = scratch;
     match tables.insert_flow(&entry.key, &entry.flow) {
-        Insert::Done => {}
-        Insert::Taken => {
-            if !is_ours(tables, entry, &mut scratch.found) {
-                return Insert::Taken;
-            }
-            if !tables.replace_flow(&entry.key, &entry.flow) {
-                return Insert::Full;
+        Insert::Taken if is_ours(tables, entry, found) => {
+            if tables.replace_flow(&entry.key, &entry.flow) {
+                Insert::Done
+            } else {
+                Insert::Full
             }
         }
-        Insert::Full => return Insert::Full,
+        made => made,
     }
-    if is_hairpin(&scratch.key, &scratch.flow) { claim_hairpin(tables, scratch) } else { Insert::Done }
 }
 
 /// True if an entry is in the table as the entry of this flow, not of another one that has its key; `owner` becomes what
@@ -159,27 +170,25 @@ pub fn close<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) {
     tables.remove_flow(&scratch.key);
 }
 
+/// Makes the two further entries of a pod's flow to itself; all three or none. The pod may have a flow of its own from the port
+/// that it serves on.
 #[inline(always)]
 fn claim_hairpin<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) -> Insert {
-    if scratch.entry.key.source_port == scratch.entry.key.destination_port {
-        // The client's port is the backend's: one tuple would need both rewrites. Another port is tried.
-        tables.remove_flow(&scratch.entry.key);
-        return Insert::Taken;
-    }
     inbound(&mut scratch.entry, &scratch.key, &scratch.flow);
     tables.set_unusual(&scratch.entry.key.source, &scratch.entry.key.destination);
-    let made = tables.insert_flow(&scratch.entry.key, &scratch.entry.flow);
-    if made == Insert::Taken && !is_ours(tables, &scratch.entry, &mut scratch.found) {
-        // The pod has a flow of its own from the port that it serves on.
-        reply(&mut scratch.entry, &scratch.key, &scratch.flow);
+    let mut made = tables.claim_entry(scratch);
+    if made == Insert::Done {
+        outbound(&mut scratch.entry, &scratch.key, &scratch.flow);
+        made = tables.claim_entry(scratch);
+        if made == Insert::Done {
+            return made;
+        }
+        inbound(&mut scratch.entry, &scratch.key, &scratch.flow);
         tables.remove_flow(&scratch.entry.key);
-        return Insert::Taken;
     }
-    if made != Insert::Done && !tables.replace_flow(&scratch.entry.key, &scratch.entry.flow) {
-        return Insert::Full;
-    }
-    outbound(&mut scratch.entry, &scratch.key, &scratch.flow);
-    if tables.replace_flow(&scratch.entry.key, &scratch.entry.flow) { Insert::Done } else { Insert::Full }
+    reply(&mut scratch.entry, &scratch.key, &scratch.flow);
+    tables.remove_flow(&scratch.entry.key);
+    made
 }
 
 /// Makes sure that the other entries of a forward entry still exist: an LRU table may have evicted them. That an entry is

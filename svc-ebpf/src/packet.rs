@@ -151,6 +151,12 @@ impl<A: Ip> Packet<A> {
         self.flags & (SYN | ACK | RST | FIN) == SYN
     }
 
+    /// True for a packet by which one of both sides begins a connection.
+    #[inline(always)]
+    pub fn starts(&self) -> bool {
+        self.flags & SYN != 0
+    }
+
     /// True for a packet that may be the first of its flow: one that opens a connection, and any datagram.
     #[inline(always)]
     pub fn may_open(&self) -> bool {

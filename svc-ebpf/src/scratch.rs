@@ -5,7 +5,7 @@
 
 use svc_common::{Flow, FlowKey, FragmentKey, Frontend, Interface, SlotRange};
 
-use crate::{flow::Entry, ip::Header, packet::Packet};
+use crate::{cache::Cached, flow::Entry, ip::Header, packet::Packet};
 
 /// What deciding on one packet needs at the same time.
 #[repr(C)]
@@ -31,6 +31,8 @@ pub struct Scratch<A> {
     pub frontend: Frontend,
     /// The slots that policy grants its client; not empty.
     pub range: SlotRange,
+    /// What the flow cache knows of the flow, or shall know.
+    pub cached: Cached<A>,
     /// The interface the packet came in by; read when it is needed.
     pub interface: Interface,
     /// The client is a pod of this node.

@@ -16,8 +16,10 @@ use svc_common::{
 };
 
 use crate::{
+    cache::Cached,
     decide::Decision,
     egress::{Found, find},
+    filter::may_be_service,
     flow::reply,
     frame::Frame,
     icmp,
@@ -47,6 +49,14 @@ pub trait Road<A>: Frame {
     fn route(&mut self, packet: &Packet<A>) -> Option<u32>;
     /// Writes the hardware addresses for the way that [`Road::route`] found.
     fn readdress(&mut self) -> Option<()>;
+    /// Writes that way into an entry of the cache: interface, hardware addresses, MTU.
+    fn hop(&self, into: &mut Cached<A>) -> Option<()>;
+    /// Writes the hardware addresses of an entry of the cache; the frame leaves by its interface.
+    fn leave(&mut self, interface: u32, macs: &[u32; 3]) -> Option<()>;
+    /// Index of the interface the frame came in by.
+    fn came_by(&self) -> u32;
+    /// Calls [`known()`](crate::cache::known); a function of its own, as those of [`Tables`].
+    fn known<T: Tables<A>>(&mut self, tables: &mut T, incoming: &mut Scratch<A>) -> Option<Way>;
 }
 
 /// Sends on the packet whose IP header is at `offset`, if it takes the shortcut. `outgoing` is the memory of the egress
@@ -64,13 +74,17 @@ pub fn shortcut<A: Ip, F: Road<A>, T: Tables<A>>(
         return Way::Stack;
     }
     match kind {
-        Kind::Transport if is_left_to_device(frame, &incoming.packet) == Some(false) => {}
+        Kind::Transport if may_be_service(tables, &incoming.packet) => {}
         Kind::IcmpError => return error(frame, tables, incoming, outgoing),
         _ => return Way::Stack,
     }
-    if !may_take(tables, incoming) {
+    if let Some(way) = frame.known(tables, incoming) {
+        return way;
+    }
+    if is_left_to_device(frame, &incoming.packet) != Some(false) || !may_take(tables, incoming) {
         return Way::Stack;
     }
+    let moment = tables.moment();
     incoming.shortcut = true;
     let is_new = match tables.decide(incoming) {
         Decision::Forward => false,
@@ -106,6 +120,9 @@ pub fn shortcut<A: Ip, F: Road<A>, T: Tables<A>>(
     if flags & FLOW_MASQUERADED == 0 {
         tables.count(&incoming.flow, frame.size(), is_new);
     }
+    if !is_new && moment.generation != 0 && frame.hop(&mut incoming.cached).is_some() {
+        tables.remember(incoming, outgoing, frame.came_by(), moment);
+    }
     match write(frame, incoming, outgoing) {
         Some(()) => Way::Leave,
         None => Way::Drop(Reason::NotWritable),
@@ -122,7 +139,7 @@ fn is_plain<A: Ip, F: Frame>(frame: &F, packet: &Packet<A>) -> bool {
         && A::hops(frame, ETHERNET).is_some_and(|hops| hops > 1)
 }
 
-const ETHERNET: usize = 14;
+pub(crate) const ETHERNET: usize = 14;
 
 /// True for a packet of a flow that takes the shortcut, and for one that may open such a flow.
 #[inline(always)]
@@ -156,7 +173,8 @@ fn error<A: Ip, F: Road<A>, T: Tables<A>>(
     let written = icmp::write(frame, incoming, ports, Hook::Ingress).and_then(|()| {
         let ports = icmp::find(frame, tables, outgoing, Hook::Egress)?;
         icmp::write(frame, outgoing, ports, Hook::Egress)?;
-        pass_on(frame)
+        count_hop::<A, F>(frame)?;
+        frame.readdress()
     });
     match written {
         Some(()) => Way::Leave,
@@ -185,15 +203,15 @@ fn translate<A: Ip>(incoming: &Scratch<A>, into: &mut Packet<A>) {
 fn write<A: Ip, F: Road<A>>(frame: &mut F, incoming: &Scratch<A>, outgoing: &Scratch<A>) -> Option<()> {
     rewrite(frame, &incoming.packet, Side::Destination, &incoming.flow)?;
     rewrite(frame, &outgoing.packet, Side::Source, &outgoing.flow)?;
-    pass_on(frame)
+    count_hop::<A, F>(frame)?;
+    frame.readdress()
 }
 
 /// Does what a router does.
 #[inline(always)]
-fn pass_on<A: Ip, F: Road<A>>(frame: &mut F) -> Option<()> {
+pub(crate) fn count_hop<A: Ip, F: Frame>(frame: &mut F) -> Option<()> {
     let hops = A::hops(frame, ETHERNET)?;
-    A::set_hops(frame, ETHERNET, hops.wrapping_sub(1))?;
-    frame.readdress()
+    A::set_hops(frame, ETHERNET, hops.wrapping_sub(1))
 }
 
 /// Makes a flow that was just opened one of the stack.

@@ -7,6 +7,7 @@ use svc_common::{
 
 use crate::{
     Verdict,
+    cache::{Cache, Moment},
     decide::Decision,
     frame::Frame,
     masquerade::{Outcome, Task},
@@ -15,21 +16,23 @@ use crate::{
 };
 #[cfg(doc)]
 use crate::{
+    cache::remember,
     decide::decide,
     held::{hold, lead},
     masquerade::{masquerade, try_port},
-    open::attempt,
+    open::{attempt, claim_entry},
 };
 
 /// What became of an entry that was to be made only if absent.
+#[repr(i32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Insert {
     /// It was made.
-    Done,
+    Done = 0,
     /// There is one already.
-    Taken,
+    Taken = 1,
     /// The table did not take it.
-    Full,
+    Full = 2,
 }
 
 /// Frontends, slots and backends: what a new flow is decided by.
@@ -55,7 +58,7 @@ pub trait Decisions<A> {
 }
 
 /// Everything the packet hooks read and write.
-pub trait Tables<A>: Decisions<A> {
+pub trait Tables<A>: Decisions<A> + Cache<A> {
     /// FLOWS: finds an entry, touches it and copies it; `closes` says that the packet ends its direction of the flow.
     /// Returns true if the packet is the entry's first in this unit of time, which is the moment for what need not be
     /// done for every packet.
@@ -112,8 +115,12 @@ pub trait Tables<A>: Decisions<A> {
     /// Calls [`attempt()`] with these tables. The kernel makes it a function that the verifier walks once by itself,
     /// instead of once for every way that leads there.
     fn attempt(&mut self, scratch: &mut Scratch<A>, number: u32) -> Attempt;
+    /// Calls [`claim_entry()`] with these tables; a function of its own for the same reason.
+    fn claim_entry(&mut self, scratch: &mut Scratch<A>) -> Insert;
     /// Calls [`decide()`] with these tables; a function of its own for the same reason.
     fn decide(&mut self, scratch: &mut Scratch<A>) -> Decision;
+    /// Calls [`remember()`] with these tables; a function of its own for the same reason.
+    fn remember(&mut self, incoming: &mut Scratch<A>, outgoing: &mut Scratch<A>, came_by: u32, moment: Moment);
     /// STATS_*: a new flow, whose packets are counted elsewhere.
     fn count_new(&mut self, flow: &Flow<A>);
     /// From now on, the packet is one that leaves by this interface.

@@ -15,11 +15,14 @@ use svc_common::{
 };
 use svc_ebpf::{
     Verdict,
+    cache::{Cached, Moment, known, macs},
     checksum::Change,
     frame::{Covered, Frame},
     host::{HostFrame, HostTables},
     packet::Packet,
+    scratch::Scratch,
     shortcut::{Road, Way},
+    tables::Tables,
 };
 
 use support::*;
@@ -28,10 +31,14 @@ const NODE: u8 = 50;
 const UPLINK: u32 = 7;
 const MACS: [[u8; 6]; 2] = [[2, 1, 1, 1, 1, 1], [2, 2, 2, 2, 2, 2]];
 
+/// Bytes of a packet that fits the link.
+const MTU: u16 = 1000;
+
 /// A frame, and whether there is a way out for it.
 struct Uplink {
     frame: HostFrame,
     has_route: bool,
+    came_by: u32,
 }
 
 impl Frame for Uplink {
@@ -80,13 +87,34 @@ impl Frame for Uplink {
     }
 }
 
-impl<A> Road<A> for Uplink {
+impl<A: Plan> Road<A> for Uplink {
     fn route(&mut self, _packet: &Packet<A>) -> Option<u32> {
         self.has_route.then_some(UPLINK)
     }
 
     fn readdress(&mut self) -> Option<()> {
         self.frame.put(0, &MACS)
+    }
+
+    fn hop(&self, into: &mut Cached<A>) -> Option<()> {
+        into.macs = macs(MACS[0], MACS[1]);
+        into.mtu = MTU;
+        into.leaves_by = UPLINK;
+        Some(())
+    }
+
+    fn leave(&mut self, interface: u32, macs: &[u32; 3]) -> Option<()> {
+        assert_eq!(interface, UPLINK);
+        self.frame.put(0, macs)
+    }
+
+    fn came_by(&self) -> u32 {
+        self.came_by
+    }
+
+    fn known<T: Tables<A>>(&mut self, tables: &mut T, incoming: &mut Scratch<A>) -> Option<Way> {
+        let bytes = self.size();
+        known(self, tables, incoming, bytes)
     }
 }
 
@@ -105,9 +133,33 @@ fn uplink<A: Plan>() -> HostTables<A> {
     tables
 }
 
+const MOMENT: Moment = Moment { now: 0, generation: 1, mask: 255 };
+
+/// Tables in which a flow from the client's port 40000 is known: of TCP, or of UDP where `flags` are 0.
+fn established<A: Plan>(flags: u8) -> HostTables<A> {
+    let mut tables = HostTables { moment: MOMENT, ..uplink::<A>() };
+    let (client, vip) = (at::<A>(CLIENT, 40000), at::<A>(VIP, VIP_PORT));
+    leaves(&mut tables, client, vip, if flags == 0 { 0 } else { SYN });
+    assert!(tables.cache.is_empty(), "one packet is no flow yet");
+    leaves(&mut tables, client, vip, flags);
+    assert_eq!(tables.cache.len(), 1);
+    tables
+}
+
+/// Flags of the TCP header; 0 for UDP.
+fn flags_of(frame: &HostFrame) -> u8 {
+    let (protocol, payload) = if frame.bytes[14] >> 4 == 4 { (14 + 9, 34) } else { (14 + 6, 54) };
+    if frame.bytes[protocol] == protocol::TCP { frame.bytes[payload + 13] } else { 0 }
+}
+
 /// Runs the shortcut; the frame afterwards.
 fn run<A: Plan>(tables: &mut HostTables<A>, frame: &HostFrame, has_route: bool) -> (Way, HostFrame) {
-    let mut uplink = Uplink { frame: frame.clone(), has_route };
+    run_from(tables, frame, has_route, UPLINK)
+}
+
+/// The same by an interface.
+fn run_from<A: Plan>(tables: &mut HostTables<A>, frame: &HostFrame, has_route: bool, came_by: u32) -> (Way, HostFrame) {
+    let mut uplink = Uplink { frame: frame.clone(), has_route, came_by };
     let way = tables.run_shortcut(&mut uplink);
     if way == Way::Stack {
         assert_eq!(uplink.frame.bytes, frame.bytes, "what goes up the stack is as it came");
@@ -228,5 +280,71 @@ both_families! {
         assert_eq!(icmp_addresses(&after), (node.ip(), backend.ip(), backend, node));
         let nobodys = icmp_error::<A>(router, vip, &frame(vip, at::<A>(CLIENT, 40001), ACK, b"hello"));
         assert_eq!(run(&mut tables, &nobodys, true).0, Way::Stack);
+    }
+
+    fn a_flow_that_is_known_leaves_as_before_without_its_entries<A: Plan>() {
+        for flags in [ACK, 0] {
+            let (client, vip) = (at::<A>(CLIENT, 40000), at::<A>(VIP, VIP_PORT));
+            let mut tables = established::<A>(flags);
+            for before in [frame(client, vip, flags, b"odd"), frame(client, vip, flags, b"and of another length")] {
+                let mut without = HostTables { moment: Moment { generation: 0, ..MOMENT }, ..tables.clone() };
+                let expected = run(&mut without, &before, true);
+                let mut with = HostTables { flows: std::collections::HashMap::new(), ..tables.clone() };
+                assert_eq!(run(&mut with, &before, false), expected, "without entries, without a route");
+                assert_eq!(with.counted, without.counted);
+            }
+            // The reply as well, once it has been seen.
+            let (node, backend) = leaves(&mut tables, client, vip, flags);
+            let reply = frame(backend, node, flags, b"reply");
+            let expected = run(&mut tables, &reply, true);
+            tables.flows.clear();
+            assert_eq!(run(&mut tables, &reply, false), expected);
+        }
+    }
+
+    fn what_is_known_holds_only_for_what_it_was_found_of<A: Plan>() {
+        let (client, vip) = (at::<A>(CLIENT, 40000), at::<A>(VIP, VIP_PORT));
+        let known = |change: &dyn Fn(&mut HostTables<A>), request: &HostFrame, came_by: u32| {
+            let mut tables = established::<A>(if flags_of(request) == 0 { 0 } else { ACK });
+            tables.flows.clear();
+            // Whoever is not known goes up the stack: there is no entry and no route.
+            tables.frontends.clear();
+            change(&mut tables);
+            run_from(&mut tables, request, false, came_by).0 == Way::Leave
+        };
+        let (tcp, udp) = (frame(client, vip, ACK, b"x"), frame(client, vip, 0, b"and as long as it takes"));
+        assert!(known(&|_| {}, &tcp, UPLINK) && known(&|_| {}, &udp, UPLINK));
+        assert!(!known(&|tables| tables.moment.now += 1, &tcp, UPLINK), "the clock has moved on");
+        assert!(!known(&|tables| tables.moment.generation += 1, &tcp, UPLINK), "routes have changed");
+        assert!(!known(&|tables| tables.moment.generation = 0, &tcp, UPLINK), "it is off");
+        assert!(!known(&|_| {}, &tcp, UPLINK + 1), "another interface");
+        for flags in [SYN, SYN | ACK, FIN | ACK, FIN] {
+            assert!(!known(&|_| {}, &frame(client, vip, flags, b"x"), UPLINK), "it begins or ends something");
+        }
+        let long = vec![b'x'; usize::from(MTU)];
+        assert!(!known(&|_| {}, &frame(client, vip, ACK, &long), UPLINK), "longer than the link takes");
+        assert!(!known(&|_| {}, &frame(at::<A>(CLIENT, 40001), vip, ACK, b"x"), UPLINK), "another flow");
+        let gone = |tables: &mut HostTables<A>| {
+            tables.backends.values_mut().for_each(|backend| backend.state = svc_common::BackendState::Gone as u8);
+        };
+        assert!(!known(&gone, &udp, UPLINK), "datagrams leave a backend that is gone");
+        assert!(known(&gone, &tcp, UPLINK), "connections stay");
+        let moved = |tables: &mut HostTables<A>| tables.backends.values_mut().for_each(|backend| backend.port += 1);
+        assert!(!known(&moved, &udp, UPLINK), "the backend's id is another's");
+        let mut left = tcp.clone();
+        let (payload, len) = if client.is_ipv4() { (34, left.bytes.len() - 34) } else { (54, left.bytes.len() - 54) };
+        let sum = svc_ebpf::ip::pseudo_header(&A::nth(CLIENT), &A::nth(VIP), 6, len);
+        left.bytes[payload + 16..payload + 18].copy_from_slice(&sum.folded());
+        assert!(!known(&|_| {}, &left, UPLINK), "its checksum is still to be filled in");
+    }
+
+    fn whoever_opens_a_flow_anew_takes_away_what_was_known<A: Plan>() {
+        let (client, vip) = (at::<A>(CLIENT, 40000), at::<A>(VIP, VIP_PORT));
+        let mut tables = established::<A>(ACK);
+        assert_eq!(tables.cache.len(), 1);
+        // In the stack, where the cache is never asked.
+        tables.flows.retain(|key, _| key.hook != Hook::Ingress as u8);
+        assert_eq!(tables.run(Hook::Ingress, &mut frame(client, vip, SYN, b"")), Verdict::Pass);
+        assert!(tables.cache.is_empty());
     }
 }

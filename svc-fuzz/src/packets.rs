@@ -163,7 +163,7 @@ fn keeps_others<A: Plan>(before: &HostTables<A>, after: &HostTables<A>, packet: 
     let Some(own) = ends(&packet.bytes, !packet.bare) else { return };
     for (key, flow) in &before.flows {
         let is_own = key.hook == Hook::Ingress as u8 && own == key_ends(key);
-        if is_own {
+        if is_own || answers(key, flow) == own {
             continue;
         }
         let rewrite = |flow: &Flow<A>| (flow.address, flow.port, flow.peer_port);
@@ -178,11 +178,18 @@ fn keeps_others<A: Plan>(before: &HostTables<A>, after: &HostTables<A>, packet: 
 }
 
 fn key_ends<A: Plan>(key: &FlowKey<A>) -> (SocketAddr, SocketAddr) {
-    let address = |address: &A| {
-        let bytes = bytemuck::bytes_of(address);
-        let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
-        v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).unwrap_or(IpAddr::from([0; 4]))
-    };
-    let at = |ip: &A, port| SocketAddr::new(address(ip), port);
-    (at(&key.source, key.source_port), at(&key.destination, key.destination_port))
+    (end(&key.source, key.source_port), end(&key.destination, key.destination_port))
+}
+
+/// The client of a reply's entry, and what the client had asked for. A flow may outlive its forward entry, and be opened once more.
+fn answers<A: Plan>(key: &FlowKey<A>, flow: &Flow<A>) -> (SocketAddr, SocketAddr) {
+    let client_port = if flow.peer_port == 0 { key.destination_port } else { flow.peer_port };
+    (end(&key.destination, client_port), end(&flow.address, flow.port))
+}
+
+fn end<A: Plan>(address: &A, port: u16) -> SocketAddr {
+    let bytes = bytemuck::bytes_of(address);
+    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    let address = v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).unwrap_or(IpAddr::from([0; 4]));
+    SocketAddr::new(address, port)
 }

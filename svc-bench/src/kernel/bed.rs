@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, Map, PerCpuArray, ProgramArray},
-    programs::{SchedClassifier, TestRun, TestRunOptions},
+    programs::{SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp},
 };
 use nix::time::{ClockId, clock_gettime};
 use svc_common::Counters;
@@ -36,6 +36,9 @@ const OWN: [&str; 14] = [
     "floor_lru_set6",
 ];
 const MEASURED: [&str; 2] = ["svc_ingress", "svc_egress"];
+/// The same for XDP, in XDP_PROGRAMS.
+const OWN_XDP: [&str; 1] = ["floor_pass"];
+const MEASURED_XDP: [&str; 1] = ["svc_xdp"];
 /// The map by which the wrapper takes back the limit of refusals.
 const SHARED: &str = "REFUSALS";
 const BPFFS: &str = "/sys/fs/bpf";
@@ -49,6 +52,8 @@ pub(super) enum Flows {
     Roomy(&'static str),
 }
 
+/// Places of the flow cache, as the agent makes it.
+pub(super) const CACHE: [(&str, u32); 2] = [("CACHE_V4", 1 << 18), ("CACHE_V6", 1 << 17)];
 /// Entries of a roomy table.
 const ROOMY: u32 = 1 << 21;
 
@@ -70,6 +75,9 @@ impl Bed {
                 loader.map_max_entries(name, if of == family { ROOMY } else { 1 << 12 });
             }
         }
+        for (name, places) in CACHE {
+            loader.map_max_entries(name, places);
+        }
         let mut measured = loader.load(&object).context("the kernel object cannot be loaded")?;
         let mut loader = EbpfLoader::new();
         loader.map_pin_path(SHARED, pins.path.join(SHARED));
@@ -77,6 +85,7 @@ impl Bed {
         drop(pins);
 
         classifier(&mut own, "bench_tc")?.load()?;
+        xdp(&mut own, "bench_xdp")?.load()?;
         let map = own.take_map("PROGRAMS").context("the benchmark's programs have no map PROGRAMS")?;
         let mut programs = ProgramArray::try_from(map)?;
         let mut index = 0;
@@ -89,6 +98,18 @@ impl Bed {
             }
         }
         // The map empties itself when the last descriptor of userspace is closed, whoever else uses it.
+        std::mem::forget(programs);
+        let map = own.take_map("XDP_PROGRAMS").context("the benchmark's programs have no map XDP_PROGRAMS")?;
+        let mut programs = ProgramArray::try_from(map)?;
+        let mut index = 0;
+        for (ebpf, names) in [(&mut own, &OWN_XDP[..]), (&mut measured, &MEASURED_XDP[..])] {
+            for name in names {
+                let program = xdp(ebpf, name)?;
+                program.load().with_context(|| format!("{name} cannot be loaded"))?;
+                programs.set(index, program.fd()?, 0).with_context(|| format!("{name} cannot be called"))?;
+                index += 1;
+            }
+        }
         std::mem::forget(programs);
         Ok(Self { measured, own })
     }
@@ -111,10 +132,9 @@ impl Bed {
         // The kernel takes the protocol from it.
         options.data_in = Some(bytemuck::bytes_of(&plan.packet));
         options.repeat = packets;
-        let wrapper = classifier(&mut self.own, "bench_tc")?;
         // Time of this thread: what else runs on the CPU is not counted.
         let before = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?;
-        wrapper.test_run(options)?;
+        self.test_run(program, options)?;
         let spent = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)? - before;
         plan.next = plan.next.wrapping_add(packets);
         Ok(Duration::from(spent).as_secs_f64() * 1e9 / f64::from(packets))
@@ -127,14 +147,23 @@ impl Bed {
         let mut out = vec![0; 2 * PACKET_LEN];
         options.data_in = Some(bytemuck::bytes_of(&plan.packet));
         options.data_out = Some(&mut out);
-        let result = classifier(&mut self.own, "bench_tc")?.test_run(options)?;
+        let result = self.test_run(program, options)?;
         out.truncate(result.data_size_out as usize);
         plan.next = plan.next.wrapping_add(1);
         Ok((result.return_value, out))
     }
 
+    fn test_run(&mut self, program: &str, options: TestRunOptions<'_>) -> Result<TestRunResult> {
+        Ok(if is_xdp(program) {
+            xdp(&mut self.own, "bench_xdp")?.test_run(options)?
+        } else {
+            classifier(&mut self.own, "bench_tc")?.test_run(options)?
+        })
+    }
+
     fn set(&mut self, plan: &mut Plan, program: &str) -> Result<()> {
-        let Some(index) = OWN.iter().chain(&MEASURED).position(|name| *name == program) else {
+        let names: [&[&str]; 2] = if is_xdp(program) { [&OWN_XDP, &MEASURED_XDP] } else { [&OWN, &MEASURED] };
+        let Some(index) = names.concat().iter().position(|name| *name == program) else {
             bail!("there is no program {program}");
         };
         plan.program = u32::try_from(index)?;
@@ -147,6 +176,20 @@ impl Bed {
 
 fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
     Ok(ebpf.program_mut(name).with_context(|| format!("there is no program {name}"))?.try_into()?)
+}
+
+fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    Ok(ebpf.program_mut(name).with_context(|| format!("there is no program {name}"))?.try_into()?)
+}
+
+/// True for a program of XDP.
+pub(super) fn is_xdp(program: &str) -> bool {
+    OWN_XDP.iter().chain(&MEASURED_XDP).any(|name| *name == program)
+}
+
+/// The program that does nothing, for the hook of another one.
+pub(super) fn nothing(program: &str) -> &'static str {
+    if is_xdp(program) { OWN_XDP[0] } else { OWN[0] }
 }
 
 /// A directory in which two objects meet over a pinned map; gone when dropped.

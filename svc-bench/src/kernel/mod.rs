@@ -5,6 +5,7 @@
 //! is measured, the Service's counter of connections shows that flows were opened, or that none was.
 
 mod bed;
+mod net;
 mod rows;
 mod world;
 
@@ -17,8 +18,8 @@ use svc_ebpf::bench::Plan;
 
 use self::{
     bed::{Bed, Flows},
-    rows::{FLOORS, FULL_ROWS, Floor, NEW_ROWS, Outcome, ROWS, Row as Measured},
-    world::{BALANCED, Family, Kind, Peer, SINGLE, Traffic, ends},
+    rows::{FLOORS, FULL_ROWS, FULL_XDP_ROWS, Floor, NEW_ROWS, NEW_XDP_ROWS, Outcome, ROWS, Row as Measured, XDP_ROWS},
+    world::{BALANCED, Family, Kind, Peer, Place, SINGLE, Traffic, ends},
 };
 use crate::{
     machine::{cpus, pin},
@@ -46,9 +47,11 @@ pub fn run(object: &Path, own: &Path, quick: bool, name: &str) -> Result<Vec<Sec
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             pin(cpu)?;
+            let uplink = net::enter()?;
             let sizes = if quick { QUICK } else { FULL };
-            let v4 = family::<[u8; 4]>(object, own, sizes, name).context("IPv4")?;
-            let v6 = family::<[u8; 16]>(object, own, sizes, name).context("IPv6")?;
+            let run = Run { object, own, sizes, name, uplink };
+            let v4 = run.family::<[u8; 4]>().context("IPv4")?;
+            let v6 = run.family::<[u8; 16]>().context("IPv6")?;
             Ok(sections(v4, v6))
         });
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -89,40 +92,82 @@ fn sections(v4: Figures, v6: Figures) -> Vec<Section> {
     ]
 }
 
-fn family<A: Family>(object: &Path, own: &Path, sizes: Sizes, name: &str) -> Result<Figures>
-where
-    FrontendKey<A>: Pod,
-    Backend<A>: Pod,
-    Cidr<A>: Pod,
-{
-    let mut figures = Figures::default();
-    let mut bed = Bed::load(object, own, Flows::Default)?;
-    world::program::<A>(&mut bed)?;
-    for row in ROWS.iter().filter(|row| row.name.contains(name)) {
-        figures.programs.push((row.name, measure::<A>(&mut bed, row, sizes).context(row.name)?));
-    }
-    for floor in FLOORS.iter().filter(|floor| floor.name.contains(name)) {
-        figures.floors.push((floor.name, measure_floor::<A>(&mut bed, floor, sizes).context(floor.name)?));
-    }
-    let mut full = Vec::new();
-    for row in FULL_ROWS.iter().filter(|row| row.name.contains(name)) {
-        if full.is_empty() {
-            let mut filling = new(Kind::Udp).plan::<A>()?;
-            // Clients of their own.
-            filling.next = 1 << 30;
-            bed.run(&mut filling, "svc_ingress", FILL)?;
-        }
-        full.push((row.name, measure::<A>(&mut bed, row, sizes).context(row.name)?));
-    }
-    drop(bed);
+/// What is to be measured, and where.
+struct Run<'a> {
+    object: &'a Path,
+    own: &'a Path,
+    sizes: Sizes,
+    /// Only rows whose name contains it.
+    name: &'a str,
+    uplink: u32,
+}
 
-    for row in NEW_ROWS.iter().filter(|row| row.name.contains(name)) {
-        let mut bed = Bed::load(object, own, Flows::Roomy(A::SUFFIX))?;
-        world::program::<A>(&mut bed)?;
-        figures.programs.push((row.name, measure::<A>(&mut bed, row, sizes).context(row.name)?));
+impl Run<'_> {
+    fn family<A: Family>(&self) -> Result<Figures>
+    where
+        FrontendKey<A>: Pod,
+        Backend<A>: Pod,
+        Cidr<A>: Pod,
+    {
+        let mut figures = Figures::default();
+        self.place::<A>(Place::Inside, [ROWS, NEW_ROWS, FULL_ROWS], &mut figures)?;
+        self.place::<A>(Place::Outside(self.uplink), [XDP_ROWS, NEW_XDP_ROWS, FULL_XDP_ROWS], &mut figures)?;
+        Ok(figures)
     }
-    figures.programs.extend(full);
-    Ok(figures)
+
+    /// Rows of one place: of tables little filled, of a flow table that never fills, and of one that is full. The floor is measured
+    /// beside the first of them.
+    fn place<A: Family>(
+        &self,
+        place: Place,
+        [rows, new_rows, full_rows]: [&[Measured]; 3],
+        figures: &mut Figures,
+    ) -> Result<()>
+    where
+        FrontendKey<A>: Pod,
+        Backend<A>: Pod,
+        Cidr<A>: Pod,
+    {
+        let is_wanted = |row: &&Measured| row.name.contains(self.name);
+        let mut bed = self.bed::<A>(Flows::Default, place)?;
+        for row in rows.iter().filter(is_wanted) {
+            figures.programs.push((row.name, measure::<A>(&mut bed, row, self.sizes).context(row.name)?));
+        }
+        if place == Place::Inside {
+            for floor in FLOORS.iter().filter(|floor| floor.name.contains(self.name)) {
+                figures.floors.push((floor.name, measure_floor::<A>(&mut bed, floor, self.sizes).context(floor.name)?));
+            }
+        }
+        let mut full = Vec::new();
+        for row in full_rows.iter().filter(is_wanted) {
+            if full.is_empty() {
+                let mut filling = new(Kind::Udp).plan::<A>()?;
+                // Clients of their own.
+                filling.next = 1 << 30;
+                bed.run(&mut filling, row.program, FILL)?;
+            }
+            full.push((row.name, measure::<A>(&mut bed, row, self.sizes).context(row.name)?));
+        }
+        drop(bed);
+
+        for row in new_rows.iter().filter(is_wanted) {
+            let mut bed = self.bed::<A>(Flows::Roomy(A::SUFFIX), place)?;
+            figures.programs.push((row.name, measure::<A>(&mut bed, row, self.sizes).context(row.name)?));
+        }
+        figures.programs.extend(full);
+        Ok(())
+    }
+
+    fn bed<A: Family>(&self, flows: Flows, place: Place) -> Result<Bed>
+    where
+        FrontendKey<A>: Pod,
+        Backend<A>: Pod,
+        Cidr<A>: Pod,
+    {
+        let mut bed = Bed::load(self.object, self.own, flows)?;
+        world::program::<A>(&mut bed, place)?;
+        Ok(bed)
+    }
 }
 
 fn new(kind: Kind) -> Traffic {
@@ -133,7 +178,15 @@ fn measure<A: Family>(bed: &mut Bed, row: &Measured, sizes: Sizes) -> Result<Cel
     let mut plan = row.traffic.plan::<A>()?;
     if let Some(opening) = row.opened_by {
         let mut opening = opening.plan::<A>()?;
-        bed.run(&mut opening, "svc_ingress", row.traffic.flows.unwrap_or(1))?;
+        if bed::is_xdp(row.program) {
+            let (_, left) = bed.once(&mut opening.clone(), row.program)?;
+            if row.traffic.reply {
+                plan = world::answers::<A>(row.traffic, &left)?;
+            }
+            bed.run(&mut opening, row.program, row.traffic.flows.unwrap_or(1))?;
+        } else {
+            bed.run(&mut opening, "svc_ingress", row.traffic.flows.unwrap_or(1))?;
+        }
     }
     if row.exhausted {
         // Beyond what is allowed in a span; the rest of the row never takes as long as to be allowed many again.
@@ -148,13 +201,13 @@ fn measure<A: Family>(bed: &mut Bed, row: &Measured, sizes: Sizes) -> Result<Cel
     let before = opened(bed)?;
     let ran = std::cell::Cell::new(0);
     let bed = std::cell::RefCell::new(bed);
-    let mut base = row.traffic.plan::<A>()?;
+    let mut base = Plan { next: 0, ..plan };
     let sample = in_turn(
         || {
             ran.set(ran.get() + u64::from(packets));
             bed.borrow_mut().run(&mut plan, row.program, packets)
         },
-        || bed.borrow_mut().run(&mut base, "floor_empty", packets),
+        || bed.borrow_mut().run(&mut base, bed::nothing(row.program), packets),
     )?;
     let opened = opened(*bed.borrow_mut())? - before;
     let expected = if row.traffic.flows.is_none() && row.outcome == Outcome::Forwarded { ran.get() } else { 0 };
@@ -165,14 +218,17 @@ fn measure<A: Family>(bed: &mut Bed, row: &Measured, sizes: Sizes) -> Result<Cel
 
 /// Shows by one packet that the program does what the row says.
 fn check<A: Family>(bed: &mut Bed, row: &Measured, plan: &mut Plan) -> Result<()> {
-    let (_, sent) = bed.once(&mut plan.clone(), "floor_empty")?;
+    let (_, sent) = bed.once(&mut plan.clone(), bed::nothing(row.program))?;
     let (verdict, got) = bed.once(plan, row.program)?;
     let (Some(from), Some(to)) = (ends::<A>(&sent), ends::<A>(&got)) else { bail!("a packet became too short") };
+    let is_xdp = bed::is_xdp(row.program);
+    let verdicts = if is_xdp { rows::XDP } else { rows::TC };
     let seen = match verdict {
-        rows::NEXT if sent == got => Outcome::Untouched,
-        rows::NEXT if from != to => Outcome::Forwarded,
-        rows::REDIRECT if from == (to.1, to.0) => Outcome::Answered,
-        rows::DROP => Outcome::Dropped,
+        verdict if verdict == verdicts.next && sent == got => Outcome::Untouched,
+        verdict if verdict == verdicts.next && from != to && !is_xdp => Outcome::Forwarded,
+        verdict if verdict == verdicts.redirect && from == (to.1, to.0) => Outcome::Answered,
+        verdict if verdict == verdicts.redirect && from != to && is_xdp => Outcome::Forwarded,
+        verdict if verdict == verdicts.drop => Outcome::Dropped,
         _ => bail!("verdict {verdict}, {from:x?} became {to:x?}"),
     };
     ensure!(seen == row.outcome, "a packet was {seen:?}, not {:?}", row.outcome);
@@ -190,7 +246,7 @@ fn measure_floor<A: Family>(bed: &mut Bed, floor: &Floor, sizes: Sizes) -> Resul
         plan.next = filling.next;
     }
     let (verdict, _) = bed.once(&mut plan, program)?;
-    ensure!(verdict == rows::NEXT, "verdict {verdict}");
+    ensure!(verdict == rows::TC.next, "verdict {verdict}");
     bed.run(&mut plan, program, sizes.batch / 4)?;
     let bed = std::cell::RefCell::new(bed);
     let sample = in_turn(

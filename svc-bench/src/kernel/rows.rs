@@ -2,12 +2,20 @@
 
 use super::world::{Family, Kind, Peer, Traffic};
 
-/// Next program of the hook (`TCX_NEXT`).
-pub(super) const NEXT: u32 = u32::MAX;
-/// `TCX_DROP`.
-pub(super) const DROP: u32 = 2;
-/// `TCX_REDIRECT`.
-pub(super) const REDIRECT: u32 = 7;
+/// Verdicts that mean one thing.
+pub(super) struct Verdicts {
+    /// The packet goes on: `TCX_NEXT`, `XDP_PASS`.
+    pub(super) next: u32,
+    /// `TCX_DROP`, `XDP_DROP`.
+    pub(super) drop: u32,
+    /// `TCX_REDIRECT`, `XDP_REDIRECT`.
+    pub(super) redirect: u32,
+}
+
+/// Those of the classifiers.
+pub(super) const TC: Verdicts = Verdicts { next: u32::MAX, drop: 2, redirect: 7 };
+/// Those of XDP.
+pub(super) const XDP: Verdicts = Verdicts { next: 2, drop: 1, redirect: 4 };
 /// Flows that do not fit the caches, and fill half of a flow table of the default size at most.
 const MANY: Option<u32> = Some(1 << 15);
 const ONE: Option<u32> = Some(1);
@@ -56,6 +64,10 @@ const fn egress(name: &'static str, traffic: Traffic, outcome: Outcome) -> Row {
     Row { program: "svc_egress", ..ingress(name, traffic, outcome) }
 }
 
+const fn xdp(name: &'static str, traffic: Traffic, outcome: Outcome) -> Row {
+    Row { program: "svc_xdp", ..ingress(name, traffic, outcome) }
+}
+
 const fn after(row: Row, opening: Traffic) -> Row {
     Row { opened_by: Some(opening), ..row }
 }
@@ -93,11 +105,30 @@ pub(super) const ROWS: &[Row] = &[
     ingress("echo request to a VIP", to(Echo, Balanced, ONE), Answered),
 ];
 
+/// Measured at an uplink, of flows from outside to endpoints of other nodes.
+pub(super) const XDP_ROWS: &[Row] = &[
+    xdp("XDP, not a Service: TCP ACK", to(Ack, Stranger, ONE), Untouched),
+    xdp("XDP, not a Service: UDP", to(Udp, Stranger, ONE), Untouched),
+    xdp("XDP, not a Service: TCP ACK, 32,768 flows", to(Ack, Stranger, MANY), Untouched),
+    after(xdp("XDP, established, one flow: UDP", to(Udp, Balanced, ONE), Forwarded), to(Udp, Balanced, ONE)),
+    after(xdp("XDP, established, 32,768 flows: UDP", to(Udp, Balanced, MANY), Forwarded), to(Udp, Balanced, MANY)),
+    after(xdp("XDP, established, one flow: TCP ACK", to(Ack, Balanced, ONE), Forwarded), to(Syn, Balanced, ONE)),
+    after(xdp("XDP, reply, one flow: UDP", from(Udp, Backend, ONE), Forwarded), to(Udp, Single, ONE)),
+    after(xdp("XDP, reply, one flow: TCP ACK", from(Ack, Backend, ONE), Forwarded), to(Syn, Single, ONE)),
+];
+
 /// Each measured with a flow table of its own that never fills.
 pub(super) const NEW_ROWS: &[Row] = &[
     ingress("ingress, new flow, table not full: UDP", to(Udp, Balanced, None), Forwarded),
     ingress("ingress, new flow, table not full: TCP SYN", to(Syn, Balanced, None), Forwarded),
 ];
+
+/// The same at an uplink: four entries each.
+pub(super) const NEW_XDP_ROWS: &[Row] =
+    &[xdp("XDP, new flow, table not full: UDP", to(Udp, Balanced, None), Forwarded)];
+
+/// Measured at an uplink when the flow table, of the default size, is full.
+pub(super) const FULL_XDP_ROWS: &[Row] = &[xdp("XDP, new flow, table full: UDP", to(Udp, Balanced, None), Forwarded)];
 
 /// Measured when the flow table, of the default size, is full.
 pub(super) const FULL_ROWS: &[Row] = &[

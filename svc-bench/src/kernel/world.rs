@@ -1,15 +1,15 @@
 //! What the maps hold while programs are measured, and the packets that meet it. 10,000 Services with 100 backends.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use aya::{
     Pod,
     maps::{Array, HashMap},
 };
 use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep};
 use svc_common::{
-    Backend, BackendState, Cidr, Config, Frontend, FrontendKey, Interface, Scope, SlotLine, SlotRange,
+    Backend, BackendState, CacheState, Cidr, Config, Frontend, FrontendKey, Interface, Scope, SlotLine, SlotRange,
     backend::BACKEND_LOCAL,
-    config::{CONFIG_FILTER, CONFIG_SERVICE_CIDRS},
+    config::{CONFIG_FILTER, CONFIG_MASQUERADE, CONFIG_PORTS_RESERVED, CONFIG_SERVICE_CIDRS, INTERFACE_XDP},
     filter::{KNOWN_ENDPOINT, KNOWN_FRONTEND, filter_place},
     flow_hash,
     frontend::FLAG_CLUSTER_IP,
@@ -22,7 +22,7 @@ use svc_ebpf::{
     ip::Ip,
 };
 
-use super::bed::Bed;
+use super::bed::{Bed, CACHE};
 
 /// The Service that rows ask; its number is also its index in the statistics.
 pub(super) const BALANCED: u32 = 1;
@@ -37,6 +37,15 @@ const SERVICES: u32 = 10_000;
 const TARGET: u16 = 8080;
 /// The interface that BPF_PROG_TEST_RUN's packets arrive on: lo.
 const INTERFACE: u32 = 1;
+
+/// Where packets come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Pods; endpoints are on this node.
+    Inside,
+    /// Beyond this node, where endpoints are as well: the index of the uplink.
+    Outside(u32),
+}
 const ETHERNET: usize = 14;
 
 /// An address family, with the addresses of the world.
@@ -49,6 +58,8 @@ pub(super) trait Family: Ip + Pod + std::fmt::Debug {
     fn headers(self, destination: Self) -> PacketBuilderStep<IpHeaders>;
     /// The last four bytes.
     fn end(self) -> u32;
+    /// As people write it.
+    fn text(self) -> String;
     /// An echo request.
     fn echo(step: PacketBuilderStep<IpHeaders>, payload: &[u8]) -> Result<Vec<u8>>;
 }
@@ -75,6 +86,10 @@ macro_rules! family {
                 self.last_chunk().map_or(0, |end| u32::from_be_bytes(*end))
             }
 
+            fn text(self) -> String {
+                std::net::IpAddr::from(self).to_string()
+            }
+
             fn echo(step: PacketBuilderStep<IpHeaders>, payload: &[u8]) -> Result<Vec<u8>> {
                 let mut bytes = Vec::new();
                 step.$echo(1, 1).write(&mut bytes, payload)?;
@@ -92,6 +107,9 @@ pub(super) mod end {
     pub(in super::super) const VIPS: u32 = 0x0a60_0000;
     pub(super) const OTHERS: u32 = 0x0a61_0000;
     pub(in super::super) const BACKENDS: u32 = 0x0af4_0100;
+    /// This node's own address on the uplink, and the gateway behind that.
+    pub(in super::super) const NODE: u32 = 0x0a63_0001;
+    pub(in super::super) const GATEWAY: u32 = 0x0a63_0002;
     /// Of nobody's. The one before it shares its bit of FILTER with a VIP, as one address in seventy does with so many.
     pub(in super::super) const STRANGER: u32 = 0x0afa_0002;
     /// Clients of flows that are established, and of those that are new.
@@ -193,6 +211,20 @@ impl Traffic {
     }
 }
 
+/// The answers of the endpoint that a frame, as it left, went to: to the frame's source, whatever that became.
+pub(super) fn answers<A: Family>(traffic: Traffic, left: &[u8]) -> Result<Plan> {
+    let (node, _) = ends::<A>(left).context("a packet became too short")?;
+    let ports = left.get(ETHERNET + A::HEADER_LEN..).and_then(<[u8]>::first_chunk::<2>);
+    let mut plan = Traffic { reply: true, ..traffic }.plan::<A>()?;
+    let packet: &mut [u8] = bytemuck::bytes_of_mut(&mut plan.packet);
+    let at = usize::try_from(plan.port_at)?;
+    let place = packet.get_mut(at..at + 2).context("a packet without ports")?;
+    place.copy_from_slice(ports.context("a packet without ports")?);
+    plan.address = node;
+    plan.port_at = 0;
+    Ok(plan)
+}
+
 /// The last four bytes of a frame's source and destination address.
 pub(super) fn ends<A: Family>(frame: &[u8]) -> Option<(u32, u32)> {
     let (addresses, len) = (if A::VERSION == 4 { 12 } else { 8 }, size_of::<A>());
@@ -204,7 +236,7 @@ pub(super) fn ends<A: Family>(frame: &[u8]) -> Option<(u32, u32)> {
 }
 
 /// Fills the maps of a family.
-pub(super) fn program<A: Family>(bed: &mut Bed) -> Result<()>
+pub(super) fn program<A: Family>(bed: &mut Bed, place: Place) -> Result<()>
 where
     FrontendKey<A>: Pod,
     Backend<A>: Pod,
@@ -236,7 +268,8 @@ where
     let mut backends = Array::<_, Backend<A>>::try_from(bed.map(&format!("BACKENDS_{suffix}"))?)?;
     for id in 1..=BACKENDS + 1 {
         let service = if id > BACKENDS { SINGLE } else { BALANCED };
-        let (state, flags) = (BackendState::Active as u8, BACKEND_LOCAL);
+        let flags = if place == Place::Inside { BACKEND_LOCAL } else { 0 };
+        let state = BackendState::Active as u8;
         let address = A::ending(end::BACKENDS + id);
         backends.set(id, Backend { address, port: TARGET, state, flags, generation: 1, service }, 0)?;
     }
@@ -267,13 +300,21 @@ where
         }
         lines.set(line, slots, 0)?;
     }
-    Array::<_, Config>::try_from(bed.map("CONFIG")?)?.set(
-        0,
-        Config { masquerade_mark: 0x1000, flags: CONFIG_FILTER | CONFIG_SERVICE_CIDRS, ..Config::default() },
-        0,
-    )?;
-    let inside = Interface { scope: Scope::Inside as u8, ..Interface::default() };
-    HashMap::<_, u32, Interface>::try_from(bed.map("INTERFACES")?)?.insert(INTERFACE, inside, 0)?;
+    let mut flags = CONFIG_FILTER | CONFIG_SERVICE_CIDRS;
+    let mut interface = Interface { scope: Scope::Inside as u8, ..Interface::default() };
+    if let Place::Outside(uplink) = place {
+        flags |= CONFIG_MASQUERADE | CONFIG_PORTS_RESERVED;
+        interface = Interface { scope: Scope::Outside as u8, flags: INTERFACE_XDP, ..interface };
+        HashMap::<_, u32, Interface>::try_from(bed.map("INTERFACES")?)?.insert(uplink, interface, 0)?;
+        let [mask_v4, mask_v6] = CACHE.map(|(_, places)| places - 1);
+        let cache = CacheState { generation: 1, mask_v4, mask_v6, pad: 0 };
+        Array::<_, CacheState>::try_from(bed.map("CACHE_STATE")?)?.set(0, cache, 0)?;
+        let source = A::ending(end::NODE);
+        HashMap::<_, u32, A>::try_from(bed.map(&format!("MASQUERADE_{suffix}"))?)?.insert(uplink, source, 0)?;
+    }
+    HashMap::<_, u32, Interface>::try_from(bed.map("INTERFACES")?)?.insert(INTERFACE, interface, 0)?;
+    let config = Config { masquerade_mark: 0x1000, flags, ..Config::default() };
+    Array::<_, Config>::try_from(bed.map("CONFIG")?)?.set(0, config, 0)?;
     Ok(())
 }
 

@@ -21,7 +21,7 @@ pub struct Plan {
     pub flows: u32,
     /// Where in the packet the last four bytes of the client's address are.
     pub address_at: u32,
-    /// Where the client's port is.
+    /// Where the client's port is; 0: it stays.
     pub port_at: u32,
     /// The address of flow 0, *host order*; each [`PORTS`] flows have the next one.
     pub address: u32,

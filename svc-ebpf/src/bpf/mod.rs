@@ -6,8 +6,10 @@ mod flows_array;
 mod flows_lru;
 mod frames;
 mod maps;
+mod neighbours;
 mod sock;
 mod tc;
+mod words;
 #[cfg(feature = "wrapper")]
 mod wrapper;
 mod xdp;

@@ -12,19 +12,22 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use bytemuck::Pod;
-use svc_common::{Hook, config::INTERFACE_XDP, fragment::HELD_BYTES};
+use svc_common::{Hook, Reason, config::INTERFACE_XDP, fragment::HELD_BYTES};
 use svc_ebpf::{
+    cache::{Cached, known, macs},
     checksum::Change,
     frame::{Covered, Frame},
     link,
     packet::Packet,
+    scratch::Scratch,
     shortcut::{Road, Way, shortcut},
-    tables::Drops,
+    tables::{Drops, Tables},
 };
 
 use super::{
     frames::{bounded, svc_crc32c},
     maps::{self, HasScratch, Maps},
+    words,
 };
 
 /// `AF_INET`, `AF_INET6`.
@@ -42,6 +45,7 @@ static ROUTE: PerCpuArray<Fib, 1> = PerCpuArray::new();
 
 /// For native XDP, frames in several buffers included (Linux 5.18).
 #[xdp(frags)]
+#[inline(always)]
 fn svc_xdp(context: XdpContext) -> u32 {
     received(XdpFrame::<true>::new(context.ctx))
 }
@@ -49,6 +53,7 @@ fn svc_xdp(context: XdpContext) -> u32 {
 /// For generic XDP. Of a program for several buffers, Linux 6.18 leaves the classifiers behind it a packet that has lost the
 /// length of its link header (`skb_pp_cow_data`, net/core/skbuff.c, does not copy `mac_len`).
 #[xdp]
+#[inline(always)]
 fn svc_xdp_skb(context: XdpContext) -> u32 {
     received(XdpFrame::<false>::new(context.ctx))
 }
@@ -146,15 +151,15 @@ impl<const FRAGS: bool> Frame for XdpFrame<FRAGS> {
     #[inline(always)]
     fn get<T: Pod>(&self, offset: usize) -> Option<T> {
         let at = self.place(offset, size_of::<T>())?;
-        // SAFETY: the bytes lie within the packet, as just checked (and checked again by the verifier); T is Pod.
-        Some(unsafe { (at as *const T).read_unaligned() })
+        // SAFETY: the bytes lie within the packet, as just checked (and checked again by the verifier).
+        Some(unsafe { words::read(at) })
     }
 
     #[inline(always)]
     fn put<T: Pod>(&mut self, offset: usize, value: &T) -> Option<()> {
         let at = self.place(offset, size_of::<T>())?;
         // SAFETY: as above.
-        unsafe { (at as *mut T).write_unaligned(*value) };
+        unsafe { words::write(at, value) };
         Some(())
     }
 
@@ -248,7 +253,26 @@ const SOURCE: usize = offset_of!(bpf_fib_lookup, __bindgen_anon_3);
 const DESTINATION: usize = offset_of!(bpf_fib_lookup, __bindgen_anon_4);
 
 macro_rules! family {
-    ($address:ty, $family:expr) => {
+    ($address:ty, $family:expr, $known:ident) => {
+        /// A global function, which the verifier walks once by itself: [`known`] for the packet in the scratch memory of ingress.
+        /// Returns 0 if its flow is not known, 1 if it is lost, else 1 more than the index of the interface that it leaves by.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        #[expect(
+            unreachable_pub,
+            reason = "it is public to the linker, which would make it a static function otherwise"
+        )]
+        pub extern "C" fn $known(xdp: *mut xdp_md, bytes: u32) -> u32 {
+            let Some(incoming) = <$address>::scratch(Hook::Ingress) else { return 0 };
+            let mut frame = XdpFrame::<false>::new(xdp);
+            let mut maps = Maps { interface: frame.interface, ..Maps::without_packet() };
+            match known(&mut frame, &mut maps, incoming, bytes) {
+                None => 0,
+                Some(Way::Leave) => frame.leaves_by + 1,
+                Some(_) => 1,
+            }
+        }
+
         impl<const FRAGS: bool> Road<$address> for XdpFrame<FRAGS> {
             #[inline(always)]
             fn route(&mut self, packet: &Packet<$address>) -> Option<u32> {
@@ -269,10 +293,46 @@ macro_rules! family {
                 let (to, from) = unsafe { ((*answer).lookup.dmac, (*answer).lookup.smac) };
                 self.put(0, &[to, from])
             }
+
+            #[inline(always)]
+            fn hop(&self, into: &mut Cached<$address>) -> Option<()> {
+                let answer = ROUTE.get_ptr_mut(0)?;
+                // SAFETY: as above. Where a kernel does not say the MTU (before Linux 5.12), the length it was asked for stays.
+                unsafe {
+                    into.macs = macs((*answer).lookup.dmac, (*answer).lookup.smac);
+                    into.mtu = (*answer).lookup.__bindgen_anon_1.mtu_result;
+                }
+                into.leaves_by = self.leaves_by;
+                Some(())
+            }
+
+            #[inline(always)]
+            fn leave(&mut self, interface: u32, macs: &[u32; 3]) -> Option<()> {
+                self.leaves_by = interface;
+                self.put(0, macs)
+            }
+
+            #[inline(always)]
+            fn came_by(&self) -> u32 {
+                self.interface
+            }
+
+            #[inline(always)]
+            fn known<T: Tables<$address>>(&mut self, _tables: &mut T, incoming: &mut Scratch<$address>) -> Option<Way> {
+                let (xdp, bytes) = (self.xdp, self.size());
+                match maps::with(incoming, || $known(xdp, bytes)) {
+                    0 => None,
+                    1 => Some(Way::Drop(Reason::NotWritable)),
+                    interface => {
+                        self.leaves_by = interface - 1;
+                        Some(Way::Leave)
+                    }
+                }
+            }
         }
     };
 }
 
-family!([u8; 4], FAMILIES[0]);
-family!([u8; 16], FAMILIES[1]);
+family!([u8; 4], FAMILIES[0], svc_known_v4);
+family!([u8; 16], FAMILIES[1], svc_known_v6);
 const _: () = assert!(size_of::<bpf_fib_lookup>() == 64);

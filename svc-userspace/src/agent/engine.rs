@@ -361,10 +361,10 @@ impl<M: Maps> Engine<M> {
         {
             self.distrust_filter(&error, now_ms);
         }
-        let is_shared = |op: &Op| matches!(op, Op::SetVip(..) | Op::RemoveVip(_));
+        let is_shared = |op: &Op| vip(op).is_some();
         let (shared, own) = ops.into_iter().partition(is_shared);
         self.apply_in_line(name, own, gone, now_ms);
-        self.apply_in_line(&ObjectName::new("", "(what Services share)"), shared, Vec::new(), now_ms);
+        self.apply_in_line(&ObjectName::new("", "(what Services share)"), latest(shared), Vec::new(), now_ms);
     }
 
     fn apply_in_line(&mut self, name: &ObjectName, ops: Vec<Op>, gone: Vec<Gone>, now_ms: u64) {
@@ -438,8 +438,10 @@ impl<M: Maps> Engine<M> {
             // Changes that concern no map are done with as well.
             self.metrics.set_pending_to_none();
         }
+        // What waits to be removed is in the maps still, and needs its bits.
+        let is_whole = self.synced && self.waiting.is_empty();
         let is_due = !self.filter_trusted || self.tables.stale_bits() > MOST_STALE_BITS;
-        if is_due && self.synced && now_ms >= self.sweep_ms {
+        if is_due && is_whole && now_ms >= self.sweep_ms {
             self.sweep_ms = now_ms + SWEEP_MS;
             self.sweep_filter(now_ms);
         }
@@ -535,6 +537,23 @@ impl<M: Maps> Engine<M> {
             Some(policies) => self.without_local.insert(name.clone(), policies),
             None => self.without_local.remove(name),
         };
+    }
+}
+
+/// Of writes to VIPS, the last one to each address: of several Services that end at once, one may have left an address to another,
+/// whose frontends are gone by now as well.
+fn latest(ops: Vec<Op>) -> Vec<Op> {
+    let mut seen = HashSet::default();
+    let mut latest: Vec<Op> = ops.into_iter().rev().filter(|op| seen.insert(vip(op))).collect();
+    latest.reverse();
+    latest
+}
+
+/// The address of a write to VIPS.
+fn vip(op: &Op) -> Option<IpAddr> {
+    match op {
+        Op::SetVip(address, _) | Op::RemoveVip(address) => Some(*address),
+        _ => None,
     }
 }
 

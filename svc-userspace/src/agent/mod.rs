@@ -37,6 +37,7 @@ use crate::{
 };
 
 pub mod engine;
+mod flow_cache;
 pub mod heap;
 mod links;
 mod maps;
@@ -246,6 +247,10 @@ impl Agent {
                 self.set_node();
                 self.links.retain(self.engine.maps());
                 self.engine.interfaces_listed();
+                // Now that no program of an earlier agent is left, which would open flows and know nothing of it.
+                if let Some(cache) = self.engine.maps().flow_cache() {
+                    flow_cache::start(cache);
+                }
             }
         }
     }

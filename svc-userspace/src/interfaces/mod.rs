@@ -1,7 +1,7 @@
 //! The interfaces and addresses of this node, followed by rtnetlink.
 //!
 //! [`link`] reads messages, [`classify`] decides (pure), [`follow`] keeps up with changes and reports only what became
-//! different. It attaches nothing: events go to the agent.
+//! different. [`ways`] only says that something has changed. It attaches nothing: events go to the agent.
 
 use std::{io, net::IpAddr};
 
@@ -13,6 +13,7 @@ pub mod classify;
 mod follow;
 pub mod link;
 pub mod route;
+pub(crate) mod ways;
 
 /// Which interfaces carry what, as far as it is configured.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, fs, io, os::fd::AsFd};
 use aya::maps::{MapData, MapInfo, MapType};
 
 use super::{
-    Dataplane, Options, attach, cgroup,
+    Dataplane, FlowCache, Options, attach, cgroup,
     error::KernelError,
     load, maps,
     memory::Memory,
@@ -61,7 +61,18 @@ impl Dataplane {
         }
         let mut opened = maps::Maps::open(staged, true)?;
         opened.counters_are_new = self.maps.counters_are_new;
-        self.replace(&loaded.programs)?;
+        let was_on = self.cache.as_ref().map(FlowCache::suspend).transpose()?;
+        let replaced = self.replace(&loaded.programs);
+        if let (Some(cache), Some(was_on)) = (&self.cache, was_on) {
+            // That of the new programs begins empty. Of a neighbour that changes, the old ones learn from the agent alone.
+            match (&replaced, loaded.cache) {
+                (Ok(()), Some(new)) => cache.move_to(new),
+                (Ok(()), None) => {}
+                (Err(_), _) => self.roll_back(),
+            }
+            cache.resume(was_on)?;
+        }
+        replaced?;
         for name in growing {
             let (from, path) = (staged.map(name), self.layout.map(name));
             fs::rename(&from, &path).map_err(|error| KernelError::Pin {

@@ -8,6 +8,7 @@ use std::{
 
 use super::sys::{bpf, object_info, owned};
 
+const BPF_RAW_TRACEPOINT_OPEN: libc::c_int = 17;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_LINK_DETACH: libc::c_int = 34;
@@ -102,6 +103,20 @@ pub(super) fn create_xdp(program: BorrowedFd<'_>, index: u32, flags: u32) -> io:
         ..Default::default()
     };
     bpf(BPF_LINK_CREATE, &mut attributes).map(owned)
+}
+
+/// Attaches a program to a raw tracepoint.
+pub(super) fn create_raw_tracepoint(program: BorrowedFd<'_>, name: &std::ffi::CStr) -> io::Result<OwnedFd> {
+    // `struct { __u64 name; __u32 prog_fd; }` of union bpf_attr.
+    #[repr(C)]
+    struct Attributes {
+        name: u64,
+        program: u32,
+        pad: u32,
+    }
+    let mut attributes =
+        Attributes { name: name.as_ptr() as u64, program: program.as_raw_fd().cast_unsigned(), pad: 0 };
+    bpf(BPF_RAW_TRACEPOINT_OPEN, &mut attributes).map(owned)
 }
 
 /// Attaches a program to a cgroup, beside what others attached there.

@@ -12,6 +12,7 @@ use aya::{EbpfLoader, programs::Program};
 
 use super::{
     Options,
+    cache::{self, FlowCache},
     error::{KernelError, chain},
     log::ProgramLog,
     pins::{Layout, MapShape, adopt_or_remove},
@@ -68,6 +69,8 @@ pub(super) struct Loaded {
     pub(super) programs: Programs,
     /// Maps were there and were adopted.
     pub(super) adopted: bool,
+    /// `None`: there is no XDP program.
+    pub(super) cache: Option<FlowCache>,
     pub(super) log: Option<ProgramLog>,
 }
 
@@ -97,6 +100,11 @@ pub(super) fn load(object: &[u8], layout: &Layout, options: &Options) -> Result<
         loader.map_pin_path(name, layout.map(name));
         if let Some(size) = sizes.get(name) {
             loader.map_max_entries(name, *size);
+        }
+    }
+    if options.xdp != Xdp::Off {
+        for (name, size) in cache::sizes() {
+            loader.map_max_entries(name, size);
         }
     }
     let mut ebpf = loader.load(object).map_err(|error| KernelError::Load { message: chain(&error) })?;
@@ -130,7 +138,19 @@ pub(super) fn load(object: &[u8], layout: &Layout, options: &Options) -> Result<
             Err(message) => tracing::warn!("the XDP program is not loaded, packets go through tc: {message}"),
         }
     }
-    Ok(Loaded { programs, adopted, log: ProgramLog::of(&mut ebpf) })
+    let has_xdp = xdp::PROGRAMS.iter().any(|name| programs.contains_key(name));
+    let cache = if has_xdp {
+        if let Err(message) = cache::count_neighbours(&mut ebpf, layout) {
+            tracing::warn!(
+                "the kernel does not count updates of neighbours: while no agent runs, XDP notices one within a second: {message}"
+            );
+        }
+        Some(FlowCache::of(&mut ebpf)?)
+    } else {
+        cache::forget_neighbours(layout)?;
+        None
+    };
+    Ok(Loaded { programs, adopted, cache, log: ProgramLog::of(&mut ebpf) })
 }
 
 /// Loads the XDP program, which nothing depends on. Linux before 5.18 takes none for frames in several buffers.

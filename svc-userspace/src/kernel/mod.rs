@@ -23,6 +23,7 @@ use crate::tables::{Capacity, FilterWords, Observed, Op};
 mod apply;
 mod attach;
 mod attachments;
+mod cache;
 mod cgroup;
 pub mod check;
 mod cleanup;
@@ -46,6 +47,7 @@ pub mod trial;
 pub mod view;
 mod xdp;
 
+pub use cache::FlowCache;
 pub use cleanup::{CleanupReport, cleanup};
 pub use error::{ApplyError, KernelError};
 pub use log::ProgramLog;
@@ -124,6 +126,7 @@ pub struct Dataplane {
     interfaces: BTreeMap<u32, InterfaceSpec>,
     tcx: bool,
     xdp: Xdp,
+    cache: Option<FlowCache>,
     log: Option<ProgramLog>,
     _lock: pins::Lock,
 }
@@ -154,7 +157,7 @@ impl Dataplane {
         layout.create()?;
         pins::remove_staged(&layout)?;
 
-        let load::Loaded { programs, adopted, log } = load::load(object, &layout, options)?;
+        let load::Loaded { programs, adopted, cache, log } = load::load(object, &layout, options)?;
         let mut maps = maps::Maps::open(&layout, adopted)?;
         let cookie = sys::netns_cookie().map_err(|error| KernelError::Missing {
             what: "SO_NETNS_COOKIE".to_owned(),
@@ -188,7 +191,7 @@ impl Dataplane {
         let tcx = options.attach == AttachMode::Auto
             && programs.get("svc_ingress").is_some_and(|program| attach::has_tcx(std::os::fd::AsFd::as_fd(program)));
         let (options, interfaces, xdp) = (options.clone(), BTreeMap::new(), options.xdp);
-        Ok((Self { layout, options, programs, maps, interfaces, tcx, xdp, log, _lock: lock }, observed))
+        Ok((Self { layout, options, programs, maps, interfaces, tcx, xdp, cache, log, _lock: lock }, observed))
     }
 
     /// What the maps hold: those of an earlier agent keep their sizes, whatever the options say.
@@ -203,7 +206,20 @@ impl Dataplane {
 
     /// Applies operations in their order until one fails.
     pub fn apply(&mut self, operations: &[Op]) -> Result<(), ApplyError> {
-        apply::apply(&mut self.maps, operations)
+        let applied = apply::apply(&mut self.maps, operations);
+        // Datagrams to an address that is no frontend any more are not to be forwarded a moment longer.
+        if let Some(cache) = &self.cache
+            && operations.iter().any(|operation| matches!(operation, Op::RemoveFrontend(_)))
+            && let Err(error) = cache.changed()
+        {
+            tracing::warn!("cannot say that a frontend is gone: {:#}", anyhow::Error::from(error));
+        }
+        applied
+    }
+
+    /// The flow cache, if there is an XDP program that has one.
+    pub fn flow_cache(&self) -> Option<FlowCache> {
+        self.cache.clone()
     }
 
     /// Leaves in FILTER the bits of `used` and those that flows and sockets still need, which is what it returns.

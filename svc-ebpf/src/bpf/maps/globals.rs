@@ -4,9 +4,11 @@
 
 use svc_common::{Hook, vip::SERVICE_CIDRS};
 use svc_ebpf::{
+    cache::{Cache, Moment, remember},
     decide::{Decision, decide},
     masquerade::{Outcome, Task, masquerade, try_port},
-    open::{Attempt, attempt},
+    open::{Attempt, attempt, claim_entry},
+    tables::Insert,
 };
 
 use super::{
@@ -16,7 +18,7 @@ use super::{
 };
 
 macro_rules! family {
-    ($address:ty, $cidrs:ident, $in_cidr:ident, $attempt:ident, $decide:ident, $masquerade:ident, $try_port:ident) => {
+    ($address:ty, $cidrs:ident, $in_cidr:ident, $attempt:ident, $claim:ident, $decide:ident, $remember:ident, $masquerade:ident, $try_port:ident) => {
         /// A global function, as below. 1 if the address is in SERVICE_CIDRS.
         #[unsafe(no_mangle)]
         #[inline(never)]
@@ -47,6 +49,15 @@ macro_rules! family {
             attempt(&mut Maps::without_packet(), scratch, number) as i32
         }
 
+        /// As above; returns an [`Insert`] as a number.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        #[expect(unreachable_pub, reason = "as above")]
+        pub extern "C" fn $claim() -> i32 {
+            let Some(scratch) = <$address>::scratch(Hook::Ingress) else { return Insert::Full as i32 };
+            claim_entry(&mut Maps::without_packet(), scratch) as i32
+        }
+
         /// As above; returns a [`Decision`] as a number.
         #[unsafe(no_mangle)]
         #[inline(never)]
@@ -54,6 +65,23 @@ macro_rules! family {
         pub extern "C" fn $decide(interface: u32) -> u32 {
             let Some(scratch) = <$address>::scratch(Hook::Ingress) else { return Decision::Pass.to_u32() };
             decide(&mut Maps { interface, ..Maps::without_packet() }, scratch).to_u32()
+        }
+
+        /// As above: remembers the flow of both scratches, whose packet came in by an interface, as of the moment when its
+        /// way was asked for. Returns 0.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        #[expect(unreachable_pub, reason = "as above")]
+        pub extern "C" fn $remember(came_by: u32, now: u32, generation: u32) -> u32 {
+            let mut maps = Maps::without_packet();
+            let (Some(incoming), Some(outgoing)) =
+                (<$address>::scratch(Hook::Ingress), <$address>::scratch(Hook::Egress))
+            else {
+                return 0;
+            };
+            let moment = Cache::<$address>::moment(&mut maps);
+            remember(&mut maps, incoming, outgoing, came_by, Moment { now, generation, ..moment });
+            0
         }
 
         /// As above, with a [`Task`] as a number; returns an [`Outcome`] as a number.
@@ -76,5 +104,25 @@ macro_rules! family {
     };
 }
 
-family!(A4, SERVICE_CIDRS_V4, svc_in_cidr_v4, svc_attempt_v4, svc_decide_v4, svc_masq_v4, svc_port_v4);
-family!(A6, SERVICE_CIDRS_V6, svc_in_cidr_v6, svc_attempt_v6, svc_decide_v6, svc_masq_v6, svc_port_v6);
+family!(
+    A4,
+    SERVICE_CIDRS_V4,
+    svc_in_cidr_v4,
+    svc_attempt_v4,
+    svc_claim_v4,
+    svc_decide_v4,
+    svc_remember_v4,
+    svc_masq_v4,
+    svc_port_v4
+);
+family!(
+    A6,
+    SERVICE_CIDRS_V6,
+    svc_in_cidr_v6,
+    svc_attempt_v6,
+    svc_claim_v6,
+    svc_decide_v6,
+    svc_remember_v6,
+    svc_masq_v6,
+    svc_port_v6
+);

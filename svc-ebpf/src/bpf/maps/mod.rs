@@ -1,11 +1,12 @@
 //! The maps, and the traits of the pure logic on top of them. Nothing is decided here.
 //!
 //! `statics` lists the maps whose layouts userspace shares; `scratch`, `clock`, `settings` and `count` are what is done with
-//! single ones. `decisions`, `tables` and `sockets` carry out a trait each, and `globals` and `held` have the global
+//! single ones. `decisions`, `tables`, `cache` and `sockets` carry out a trait each, and `globals` and `held` have the global
 //! functions these call.
 //!
 //! Values of hash maps are copied at once: a reference would not survive the next insertion or eviction.
 
+mod cache;
 mod clock;
 mod count;
 mod decisions;
@@ -23,7 +24,7 @@ use aya_ebpf::bindings::__sk_buff;
 pub(super) use self::scratch::forgotten;
 pub(super) use self::{
     clock::coarse_now,
-    scratch::{HasScratch, forget},
+    scratch::{HasScratch, forget, with},
     settings::{config, has_flag},
 };
 

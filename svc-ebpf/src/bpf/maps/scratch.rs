@@ -67,7 +67,7 @@ impl HasScratch for A6 {
 
 /// Calls a function that works on the same scratch memory, which the compiler does not see.
 #[inline(always)]
-pub(super) fn with<A, R>(scratch: &mut Scratch<A>, call: impl FnOnce() -> R) -> R {
+pub(in crate::bpf) fn with<A, R>(scratch: &mut Scratch<A>, call: impl FnOnce() -> R) -> R {
     core::hint::black_box(&mut *scratch);
     let result = call();
     core::hint::black_box(scratch);

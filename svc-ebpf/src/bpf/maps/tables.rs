@@ -13,6 +13,7 @@ use svc_common::{
 };
 use svc_ebpf::{
     Verdict,
+    cache::Moment,
     decide::Decision,
     frame::Frame,
     masquerade::{Outcome, Task},
@@ -26,8 +27,8 @@ use super::{
     clock::may_refuse,
     count::add,
     globals::{
-        svc_attempt_v4, svc_attempt_v6, svc_decide_v4, svc_decide_v6, svc_masq_v4, svc_masq_v6, svc_port_v4,
-        svc_port_v6,
+        svc_attempt_v4, svc_attempt_v6, svc_claim_v4, svc_claim_v6, svc_decide_v4, svc_decide_v6, svc_masq_v4,
+        svc_masq_v6, svc_port_v4, svc_port_v6, svc_remember_v4, svc_remember_v6,
     },
     held::{
         svc_hold_at_v4, svc_hold_at_v6, svc_hold_v4, svc_hold_v6, svc_lead_v4, svc_lead_v6, svc_release_v4,
@@ -49,7 +50,7 @@ const EEXIST: i32 = 17;
 
 macro_rules! family {
     (
-        $address:ty, $fragments:ident, $sources:ident, $masquerades:ident, $attempt:ident, $decide:ident,
+        $address:ty, $fragments:ident, $sources:ident, $masquerades:ident, $attempt:ident, $claim:ident, $decide:ident, $remember:ident,
         $masquerade:ident, $try_port:ident, $hold:ident, $lead:ident, $hold_at:ident, $release:ident
     ) => {
         impl Tables<$address> for Maps {
@@ -169,6 +170,15 @@ macro_rules! family {
             }
 
             #[inline(always)]
+            fn claim_entry(&mut self, scratch: &mut Scratch<$address>) -> Insert {
+                match with(scratch, || $claim()) {
+                    0 => Insert::Done,
+                    1 => Insert::Taken,
+                    _ => Insert::Full,
+                }
+            }
+
+            #[inline(always)]
             fn flow(&mut self, key: &FlowKey<$address>, closes: bool, into: &mut Flow<$address>) -> Option<bool> {
                 <$address>::flow(key, closes, into)
             }
@@ -222,6 +232,17 @@ macro_rules! family {
             }
 
             #[inline(always)]
+            fn remember(
+                &mut self,
+                incoming: &mut Scratch<$address>,
+                outgoing: &mut Scratch<$address>,
+                came_by: u32,
+                moment: Moment,
+            ) {
+                with(incoming, || with(outgoing, || $remember(came_by, moment.now, moment.generation)));
+            }
+
+            #[inline(always)]
             fn count_new(&mut self, flow: &Flow<$address>) {
                 add(STATS_SERVICE.get_ptr_mut(flow.service), 0, 0, 1);
                 add(STATS_BACKEND.get_ptr_mut(flow.backend), 0, 0, 1);
@@ -243,7 +264,9 @@ family!(
     SOURCE_RANGES_V4,
     MASQUERADE_V4,
     svc_attempt_v4,
+    svc_claim_v4,
     svc_decide_v4,
+    svc_remember_v4,
     svc_masq_v4,
     svc_port_v4,
     svc_hold_v4,
@@ -257,7 +280,9 @@ family!(
     SOURCE_RANGES_V6,
     MASQUERADE_V6,
     svc_attempt_v6,
+    svc_claim_v6,
     svc_decide_v6,
+    svc_remember_v6,
     svc_masq_v6,
     svc_port_v6,
     svc_hold_v6,
