@@ -127,9 +127,9 @@ impl Reader {
 
     fn frontend(&self, service: u32) -> Frontend {
         let key = FrontendKey::new(vip(service).octets(), 80, protocol::TCP);
-        // Seen once: no entry, of a Service that has one. Likely the kernel's: it overwrites an entry of a hash map by a new one in
-        // front of the bucket's list, then takes the old one out (`htab_map_update_elem`, kernel/bpf/hashtab.c), and who walks the
-        // list meanwhile may miss both. That has not been shown; a gap that lasts still fails here.
+        // The kernel overwrites an entry of a hash map by a new one in front of the bucket's list, then takes the old one out
+        // (`htab_map_update_elem`, kernel/bpf/hashtab.c): who is between the two misses both, if a neighbour is in front of the
+        // old one (docs/architecture.md). A gap that lasts still fails here.
         let found = self.frontends.get(&key, 0).or_else(|_| self.frontends.get(&key, 0));
         found.unwrap_or_else(|error| panic!("service {service} has no frontend: {error}"))
     }
