@@ -28,7 +28,7 @@ struct Options {
     /// Only these sections
     #[arg(long)]
     only: Vec<Name>,
-    /// Only rows of the kernel's section whose name contains this, to look at them with perf
+    /// Only rows of the kernel's section, and sizes of the agent's, whose name contains this, to look at them with perf
     #[arg(long)]
     row: Option<String>,
     /// Write the budgets as they are now, and measure nothing
@@ -82,7 +82,7 @@ fn run(options: &Options) -> Result<()> {
                 sections.extend(kernel::run(&options.object, &options.bench_object, options.quick, row)?);
             }
             Name::Lab => sections.push(lab::run(options.quick)?),
-            Name::Control => sections.push(control::run(options.quick)?),
+            Name::Control => sections.push(control::run(options.quick, options.row.as_deref().unwrap_or_default())?),
             Name::Budget => sections.push(budget::section(&options.object, &options.budget)?),
         }
     }

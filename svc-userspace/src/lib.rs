@@ -8,6 +8,7 @@ pub mod balancer;
 pub mod cli;
 pub mod compile;
 pub mod dns;
+pub mod hash;
 pub mod health;
 pub mod interfaces;
 pub mod kernel;

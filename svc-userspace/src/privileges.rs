@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | NET_ADMIN | attaching, nftables, rtnetlink, the ports of `ip_local_reserved_ports`, destroying sockets | always |
 //! | BPF | maps, programs, links, their pins | always: maps are written and compared as long as the agent runs |
-//! | PERFMON | loading programs that compare pointers | until they are loaded; a thread besides the first one never has it |
+//! | PERFMON | loading programs that compare pointers | by the first thread, which loads them anew when maps grow, and in force only meanwhile; given up once they are loaded where maps do not grow |
 //! | NET_BIND_SERVICE | `--dns`, `--metrics-address`, `--healthz-address` below 1024: a bind that fails is tried again | with such a port |
 //! | SYS_ADMIN | in place of BPF and PERFMON, of which a container runtime may know nothing | without one of these |
 //!
@@ -48,6 +48,22 @@ pub fn limit(ports: impl Iterator<Item = u16>) -> Result<(), PrivilegeError> {
     }
     clear_ambient_capability_set()?;
     keep(kept)
+}
+
+/// Lays aside what only loading programs takes, for this thread: [`while_loading`] takes it up.
+pub fn lay_loading_aside() -> Result<(), PrivilegeError> {
+    let now = capabilities(None)?.permitted;
+    let sets =
+        CapabilitySets { effective: now - CapabilitySet::PERFMON, permitted: now, inheritable: CapabilitySet::empty() };
+    Ok(set_capabilities(None, sets)?)
+}
+
+/// Does something that takes loading programs.
+pub fn while_loading<T>(work: impl FnOnce() -> T) -> Result<T, PrivilegeError> {
+    keep(capabilities(None)?.permitted)?;
+    let result = work();
+    lay_loading_aside()?;
+    Ok(result)
 }
 
 /// Gives up what only loading programs takes, for this thread.

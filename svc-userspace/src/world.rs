@@ -2,15 +2,13 @@
 //!
 //! It never decides anything about endpoints (that is `compile`) and never sees an id or a map.
 
-use std::{
-    collections::{HashMap, HashSet},
-    net::{IpAddr, SocketAddr},
-};
+use std::net::{IpAddr, SocketAddr};
 
 use self::claims::Claims;
 pub use self::claims::{Owner, Withheld};
 use crate::{
     compile::{NodeContext, PortTable, compile},
+    hash::{HashMap, HashSet},
     model::{Change, Node, ObjectName, Service, Slice, Unbalanced},
 };
 
@@ -40,6 +38,8 @@ pub struct World {
     /// Services whose names may have changed; `None`: nobody asks.
     renamed: Option<HashSet<ObjectName>>,
     synced: bool,
+    /// Services of which something came before all had been listed.
+    arrived: Vec<ObjectName>,
 }
 
 impl World {
@@ -69,6 +69,7 @@ impl World {
                     self.rename(&name);
                 }
                 if changed {
+                    self.note_arrival(&name);
                     self.dirty.insert(name);
                 }
             }
@@ -87,7 +88,10 @@ impl World {
             }
             Change::Slice(name, slice) => self.apply_slice(name, slice.map(|slice| *slice)),
             Change::Node(node) => self.node = node.map(|node| *node),
-            Change::Synced => self.synced = true,
+            Change::Synced => {
+                self.synced = true;
+                self.arrived = Vec::new();
+            }
             // Problems change no object; the agent logs and counts them before they come here.
             Change::Problem(_) | Change::Readable(_) => {}
         }
@@ -143,6 +147,7 @@ impl World {
     /// A slice came, changed or went.
     fn touch(&mut self, slice: &Slice) {
         if !slice.headless {
+            self.note_arrival(&slice.service);
             self.dirty.insert(slice.service.clone());
         }
         self.rename(&slice.service);
@@ -163,6 +168,23 @@ impl World {
         self.own_addresses = addresses;
     }
 
+    fn note_arrival(&mut self, name: &ObjectName) {
+        if !self.synced {
+            self.arrived.push(name.clone());
+        }
+    }
+
+    /// A Service of which something came before all had been listed, if there is one. Each is returned at most as often as
+    /// something came, the latest first; none once everything is listed.
+    pub fn take_arrived(&mut self) -> Option<ObjectName> {
+        self.arrived.pop()
+    }
+
+    /// Whether [`World::take_arrived`] has one.
+    pub fn has_arrived(&self) -> bool {
+        !self.arrived.is_empty()
+    }
+
     fn rename(&mut self, name: &ObjectName) {
         if let Some(renamed) = &mut self.renamed {
             renamed.insert(name.clone());
@@ -171,7 +193,7 @@ impl World {
 
     /// From now on, [`World::take_renamed`] is asked.
     pub fn serve_names(&mut self) {
-        self.renamed = Some(HashSet::new());
+        self.renamed = Some(HashSet::default());
     }
 
     /// Services whose names may have to be made anew, sorted, Services that are gone included. Each is returned once.
@@ -409,7 +431,7 @@ mod tests {
         world.take_dirty();
         assert!(dirty_after(&mut world, Change::Slice(api, Some(slice))).contains(&name("thief")));
         assert_eq!(gets(&world, "thief").0, ["10.96.0.1:80"], "10.0.0.1:80 is an endpoint of default/kubernetes");
-        world.set_own_addresses(["10.96.0.1".parse().expect("an address")].into());
+        world.set_own_addresses(std::iter::once("10.96.0.1".parse().expect("an address")).collect());
         assert_eq!(world.take_dirty(), [name("thief")]);
         assert_eq!(gets(&world, "thief").0, [] as [&str; 0]);
     }

@@ -22,7 +22,7 @@ pub(crate) struct Options {
     /// Where the table is written as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Only rows of the kernel's section whose name contains this, to look at them with perf
+    /// Only rows of the kernel's section, and sizes of the agent's (as `50000 × 5 Api`), whose name contains this
     #[arg(long, value_name = "NAME")]
     row: Option<String>,
     /// Write the budgets that `cargo xtask test` checks, as they are now, and measure nothing

@@ -111,12 +111,12 @@ impl Cluster {
             Objects::Api { kubeconfig, .. } => Source::Kubeconfig(kubeconfig),
             Objects::Files(manifests) => Source::Manifests(manifests.path()),
         };
-        // Room for all, and for as much again as rests while endpoints change.
-        let backends = (self.size.services * (self.size.endpoints + 2)).max(16_384) + 65_536;
-        let slots = self.size.services * 100 * self.size.endpoints.next_power_of_two() * 11 / 10 + 4_194_304;
+        // Room for all; for what rests while endpoints change, maps grow.
+        let backends = self.size.services * self.size.endpoints * 5 / 4;
+        let slots = self.size.services * 102 * self.size.endpoints.next_power_of_two() * 11 / 10;
         let options = [
-            ("--services", self.size.services.max(16_384) + 16_384),
-            ("--frontends", self.size.services.max(16_384) + 16_384),
+            ("--services", self.size.services * 5 / 4),
+            ("--frontends", self.size.services * 5 / 4),
             ("--backends", backends),
             ("--slots", slots),
         ];

@@ -141,13 +141,14 @@ const FIGURES: &[Figure] = &[
     Figure { name: "… its longest slice, ms", digits: 1, of: |it| it.repair.1 * 1e3, goals: [None; 3] },
 ];
 
-/// Measures all sizes and sources.
-pub fn run(quick: bool) -> Result<Section> {
+/// Measures sizes and sources; only those whose description contains `only`.
+pub fn run(quick: bool, only: &str) -> Result<Section> {
     let (columns, changes) = if quick { (&COLUMNS[..QUICK_COLUMNS], QUICK_CHANGES) } else { (COLUMNS, CHANGES) };
+    let describe = |Size { services, endpoints }: Size, from: Origin| format!("{services} × {endpoints} {from:?}");
+    let columns: Vec<_> = columns.iter().filter(|(_, size, from)| describe(*size, *from).contains(only)).collect();
     let mut outcomes = Vec::new();
-    for &(_, size, from) in columns {
-        let Size { services, endpoints } = size;
-        let what = format!("control: {services} × {endpoints}, {from:?}");
+    for &&(_, size, from) in &columns {
+        let what = format!("control: {}", describe(size, from));
         eprintln!("{what}");
         let outcome = Cluster::build(size, from).and_then(|mut cluster| cluster.measure(changes));
         outcomes.push(outcome.with_context(|| what)?);

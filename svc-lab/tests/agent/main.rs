@@ -4,6 +4,7 @@
 mod api;
 mod changes;
 mod confined;
+mod grow;
 mod hostile;
 mod input;
 mod pins;

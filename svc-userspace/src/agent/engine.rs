@@ -4,7 +4,7 @@
 //! something of it changed, however many changes came at once.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     fmt,
     net::IpAddr,
     sync::Arc,
@@ -14,11 +14,12 @@ use svc_common::{BackendState, SlotRange, filter::FILTER_BITS};
 
 use crate::{
     compile::NodeContext,
+    hash::{HashMap, HashSet},
     health::node_ports::HealthPort,
     metrics::Metrics,
     model::{Change, ObjectName},
     sockets::Gone,
-    tables::{Difference, FilterWords, Observed, Op, Refused, Tables, Walked},
+    tables::{Capacity, Difference, FilterWords, Observed, Op, Reason, Refused, Tables, Walked},
     world::{Withheld, World},
 };
 
@@ -32,6 +33,12 @@ pub trait Maps {
 
     /// Applies operations in order, up to the first that fails: then its index comes back.
     fn apply(&mut self, ops: &[Op]) -> Result<(), (usize, Self::Error)>;
+
+    /// Gives maps room for `wanted` where that is more than they have; returns what they have room for then. `None`: they keep
+    /// their sizes.
+    fn grow(&mut self, _wanted: &Capacity) -> Result<Option<Capacity>, Self::Error> {
+        Ok(None)
+    }
 
     /// Leaves in FILTER the bits of `used` and those that flows still need, which is what it returns.
     fn sweep_filter(&mut self, used: FilterWords) -> Result<FilterWords, Self::Error>;
@@ -56,6 +63,9 @@ pub trait Maps {
 const LONGEST_RETRY_MS: u64 = 30_000;
 /// Time after which refused ports are tried again, milliseconds: what stood in their way may be gone.
 const REFUSED_RETRY_MS: u64 = 5_000;
+
+/// Least time between two attempts to enlarge the maps, milliseconds, if the last one failed.
+const GROWTH_RETRY_MS: u64 = 60_000;
 
 /// Bits of FILTER without a Service that are no reason to sweep it: one in thirty.
 const MOST_STALE_BITS: u32 = FILTER_BITS / 32;
@@ -96,6 +106,10 @@ pub struct Engine<M> {
     refused_retry_ms: u64,
     /// Addresses that Services name and do not get.
     withheld: BTreeMap<ObjectName, Vec<Withheld>>,
+    /// Refused since the maps could last be enlarged: nobody is told before that has failed.
+    lacking: BTreeMap<ObjectName, Vec<Refused>>,
+    /// When maps may be enlarged again.
+    grow_ms: u64,
     /// FILTER has every bit that `tables` says it has.
     filter_trusted: bool,
     /// When FILTER may be swept again.
@@ -131,11 +145,13 @@ impl<M: Maps> Engine<M> {
             synced: false,
             first_writes: 0,
             queue: VecDeque::new(),
-            queued: HashSet::new(),
+            queued: HashSet::default(),
             waiting: BTreeMap::new(),
             refused: BTreeMap::new(),
             refused_retry_ms: 0,
             withheld: BTreeMap::new(),
+            lacking: BTreeMap::new(),
+            grow_ms: 0,
             filter_trusted: false,
             sweep_ms: 0,
             health_ports: BTreeMap::new(),
@@ -218,7 +234,7 @@ impl<M: Maps> Engine<M> {
 
     /// True while a port is refused.
     pub fn has_refused(&self) -> bool {
-        !self.refused.is_empty()
+        !self.refused.is_empty() || !self.lacking.is_empty()
     }
 
     /// The `healthCheckNodePort` of every Service that has one.
@@ -233,8 +249,11 @@ impl<M: Maps> Engine<M> {
 
     /// True if [`Engine::step`] has something to do now.
     pub fn has_work(&mut self) -> bool {
-        if !self.world.is_synced() || !self.interfaces_listed {
+        if !self.interfaces_listed {
             return false;
+        }
+        if !self.world.is_synced() {
+            return self.world.has_arrived() && self.tables.is_empty();
         }
         for name in self.world.take_dirty() {
             self.enqueue(name);
@@ -254,6 +273,10 @@ impl<M: Maps> Engine<M> {
         if !self.has_work() {
             return 0;
         }
+        if !self.world.is_synced() {
+            self.prepare(most);
+            return 0;
+        }
         let mut programmed = 0;
         while programmed < most
             && let Some(name) = self.queue.pop_front()
@@ -262,7 +285,11 @@ impl<M: Maps> Engine<M> {
             self.program(&name, now_ms, wall_ms);
             programmed += 1;
         }
+        if self.queue.is_empty() {
+            self.grow(now_ms);
+        }
         if self.queue.is_empty() && !self.complete {
+            self.tables.forget_prepared();
             let ops = self.tables.finish_adoption(now_ms);
             self.complete = true;
             // Of what no Service claims, nobody knows the protocol.
@@ -281,6 +308,13 @@ impl<M: Maps> Engine<M> {
         programmed
     }
 
+    /// Builds what Services will need while others are still being listed; nothing is decided by it, nor written.
+    fn prepare(&mut self, most: usize) {
+        for name in std::iter::from_fn(|| self.world.take_arrived()).take(most).collect::<HashSet<_>>() {
+            self.tables.prepare(&self.world.compile(&name).0);
+        }
+    }
+
     fn program(&mut self, name: &ObjectName, now_ms: u64, wall_ms: i64) {
         let (ports, withheld) = self.world.compile(name);
         self.note_withheld(name, withheld);
@@ -288,13 +322,46 @@ impl<M: Maps> Engine<M> {
         self.note_without_local(name, &ports);
         let udp = self.tables.udp_ports(name);
         let (ops, refused) = self.tables.update(name, ports, now_ms);
-        self.note_refused(name, refused);
+        if refused.iter().any(|refused| matches!(refused.reason, Reason::Full { .. })) && now_ms >= self.grow_ms {
+            self.lacking.insert(name.clone(), refused);
+        } else {
+            self.lacking.remove(name);
+            self.note_refused(name, refused);
+        }
         let gone = gone(&ops, |service| udp.contains(&service));
         self.apply(name, ops, gone, now_ms);
         if !self.waiting.contains_key(name) {
             for trigger in self.triggers.open.remove(name).unwrap_or_default() {
                 self.metrics.programmed_after(wall_ms.saturating_sub(trigger));
             }
+        }
+    }
+
+    /// Enlarges maps that something did not fit into, and has that tried again; else it is refused, and that is said.
+    fn grow(&mut self, now_ms: u64) {
+        if self.lacking.is_empty() {
+            return;
+        }
+        let grown = match self.tables.wanted() {
+            Some(wanted) => self.maps.grow(&wanted),
+            None => Ok(None),
+        };
+        match grown {
+            Ok(Some(capacity)) => {
+                tracing::info!(?capacity, "maps have grown");
+                self.tables.grown(capacity);
+                for name in self.tables.refused() {
+                    self.enqueue(name);
+                }
+                self.lacking.clear();
+                return;
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "maps cannot grow, will try again"),
+        }
+        self.grow_ms = now_ms + GROWTH_RETRY_MS;
+        for (name, refused) in std::mem::take(&mut self.lacking) {
+            self.note_refused(&name, refused);
         }
     }
 
@@ -454,7 +521,7 @@ impl<M: Maps> Engine<M> {
 /// Of writes to VIPS, the last one to each address: of several Services that end at once, one may have left an address to another,
 /// whose frontends are gone by now as well.
 fn latest(ops: Vec<Op>) -> Vec<Op> {
-    let mut seen = HashSet::new();
+    let mut seen = HashSet::default();
     let mut latest: Vec<Op> = ops.into_iter().rev().filter(|op| seen.insert(vip(op))).collect();
     latest.reverse();
     latest

@@ -4,8 +4,9 @@ use svc_common::SlotRange;
 
 use super::engine::Maps;
 use crate::{
-    kernel::Dataplane,
-    tables::{Difference, FilterWords, Observed, Op, Walked},
+    kernel::{Dataplane, object},
+    privileges,
+    tables::{Capacity, Difference, FilterWords, Observed, Op, Walked},
 };
 
 impl Maps for Dataplane {
@@ -13,6 +14,15 @@ impl Maps for Dataplane {
 
     fn apply(&mut self, ops: &[Op]) -> Result<(), (usize, anyhow::Error)> {
         Self::apply(self, ops).map_err(|error| (error.index, error.into()))
+    }
+
+    fn grow(&mut self, wanted: &Capacity) -> Result<Option<Capacity>, anyhow::Error> {
+        if self.growth_limit() == 0 {
+            return Ok(None);
+        }
+        let grown = privileges::while_loading(|| Self::grow(self, wanted, object::object()));
+        object::release();
+        Ok(Some(grown??))
     }
 
     fn sweep_filter(&mut self, used: FilterWords) -> Result<FilterWords, anyhow::Error> {

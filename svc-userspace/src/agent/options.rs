@@ -71,6 +71,8 @@ pub struct Options {
     pub repair_interval: Option<Duration>,
     /// Entries of each flow table.
     pub flows: u32,
+    /// Most kernel memory that maps may grow to, bytes; 0: they keep their sizes.
+    pub growth_limit: u64,
     /// Sizes of the other maps.
     pub capacity: Capacity,
 }

@@ -61,6 +61,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         cgroup: options.cgroup.clone(),
         capacity: options.capacity,
         flows: options.flows,
+        growth_limit: options.growth_limit,
         config_flags: options.config_flags,
         programs_masquerade,
         service_cidrs: options.service_cidrs.clone(),
@@ -82,7 +83,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         masquerade::install(MASQUERADE_MARK).context("cannot install the masquerade rule")?;
     }
     warn_about_lacks(&options);
-    privileges::drop_loading().context("cannot start the agent")?;
+    let aside = if wanted.growth_limit == 0 { privileges::drop_loading() } else { privileges::lay_loading_aside() };
+    aside.context("cannot start the agent")?;
     tracing::info!(
         node = %options.node_name,
         bpffs = %options.bpffs.display(),

@@ -118,21 +118,24 @@ pub struct AgentArgs {
     /// Connections remembered, per family; the least recently used one makes room
     #[arg(long, env = "SVC_FLOWS", value_name = "N", default_value_t = 262_144, value_parser = at_least(1024))]
     pub flows: u32,
-    /// Service ports, both families together
-    #[arg(long, env = "SVC_SERVICES", value_name = "N", default_value_t = 32_768, value_parser = at_least(16))]
+    /// Service ports, both families together; this and the next four are what maps begin with, they grow when they are full
+    #[arg(long, env = "SVC_SERVICES", value_name = "N", default_value_t = 8_192, value_parser = at_least(16))]
     pub services: u32,
     /// Backends: endpoints of each Service port, both families together
-    #[arg(long, env = "SVC_BACKENDS", value_name = "N", default_value_t = 131_072, value_parser = at_least(16))]
+    #[arg(long, env = "SVC_BACKENDS", value_name = "N", default_value_t = 32_768, value_parser = at_least(16))]
     pub backends: u32,
     /// Addresses and ports that lead to Services, per family
-    #[arg(long, env = "SVC_FRONTENDS", value_name = "N", default_value_t = 65_536, value_parser = at_least(16))]
+    #[arg(long, env = "SVC_FRONTENDS", value_name = "N", default_value_t = 16_384, value_parser = at_least(16))]
     pub frontends: u32,
     /// Entries of all consistent-hash tables; a Service takes about 100 for each backend, 4 bytes each
-    #[arg(long, env = "SVC_SLOTS", value_name = "N", default_value_t = 4_194_304, value_parser = at_least(4096))]
+    #[arg(long, env = "SVC_SLOTS", value_name = "N", default_value_t = 1_048_576, value_parser = at_least(4096))]
     pub slots: u32,
     /// Entries of all `loadBalancerSourceRanges`, one for each range and Service port, per family
-    #[arg(long, env = "SVC_SOURCE_RANGES", value_name = "N", default_value_t = 65_536, value_parser = at_least(16))]
+    #[arg(long, env = "SVC_SOURCE_RANGES", value_name = "N", default_value_t = 8_192, value_parser = at_least(16))]
     pub source_ranges: u32,
+    /// Most kernel memory that maps may grow to, MiB; 0: they keep the sizes above [default: an eighth of the machine's]
+    #[arg(long, env = "SVC_MAP_MEMORY", value_name = "MIB")]
+    pub map_memory: Option<u32>,
     /// Format of the log on standard error; its level is RUST_LOG
     #[arg(long, env = "SVC_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value_t)]
     pub log_format: LogFormat,
@@ -273,6 +276,7 @@ pub fn run(bpffs: PathBuf, args: AgentArgs) -> anyhow::Result<()> {
         dns,
         repair_interval: (args.repair_interval > 0).then(|| Duration::from_secs(args.repair_interval.into())),
         flows: args.flows,
+        growth_limit: args.map_memory.map_or_else(|| machine_memory() / 8, |mib| u64::from(mib) << 20),
         capacity: Capacity {
             services: args.services,
             backends: args.backends,
@@ -297,6 +301,13 @@ pub fn run(bpffs: PathBuf, args: AgentArgs) -> anyhow::Result<()> {
     // A file system or DNS call that hangs must not keep the process.
     runtime.shutdown_background();
     result
+}
+
+/// Memory of the machine, bytes; 0 if it cannot be read.
+fn machine_memory() -> u64 {
+    use nix::unistd::{SysconfVar, sysconf};
+    let read = |variable| sysconf(variable).ok().flatten().and_then(|value| u64::try_from(value).ok()).unwrap_or(0);
+    read(SysconfVar::_PHYS_PAGES) * read(SysconfVar::PAGE_SIZE)
 }
 
 /// The kernel's programs have room for few prefixes, and take those of length 0 for unused.

@@ -24,7 +24,7 @@ use self::{
     upstream::{Upstream, Upstreams},
     zone::Zone,
 };
-use crate::{model::ObjectName, world::World};
+use crate::{hash::HashSet, model::ObjectName, world::World};
 
 pub mod answer;
 pub mod cache;
@@ -73,6 +73,8 @@ enum Update {
 pub struct Handle {
     updates: UnboundedSender<Update>,
     complete: bool,
+    /// Services with ports that have no records, which was said.
+    told: HashSet<ObjectName>,
 }
 
 impl Handle {
@@ -80,6 +82,18 @@ impl Handle {
     pub fn follow(&mut self, world: &mut World) {
         for name in world.take_renamed() {
             let records = Records::of(world, &name);
+            let left_out = match &records {
+                Some(Records::Headless(members)) => members.left_out(),
+                _ => 0,
+            };
+            if left_out == 0 {
+                self.told.remove(&name);
+            } else if self.told.insert(name.clone()) {
+                tracing::warn!(
+                    service = %name, ports = left_out,
+                    "dns: too many named ports times endpoints: these ports have no SRV records, give the Service fewer"
+                );
+            }
             self.send(Update::Set(name, records));
         }
         if world.is_synced() && !self.complete {
@@ -103,7 +117,7 @@ pub fn start(options: Options, counters: Arc<Counters>) -> std::io::Result<Handl
         let local = tokio::task::LocalSet::new();
         local.block_on(&runtime, serve(options, counters, changes));
     })?;
-    Ok(Handle { updates, complete: false })
+    Ok(Handle { updates, complete: false, told: HashSet::default() })
 }
 
 async fn serve(options: Options, counters: Arc<Counters>, mut changes: UnboundedReceiver<Update>) {

@@ -65,7 +65,13 @@ pub struct Members {
     named: Vec<u32>,
     /// By protocol and name of a port: who has it (an index; of several with one name, the first), and its number.
     ports: BTreeMap<(Protocol, Arc<str>), Having>,
+    /// Entries of slices' ports that were left out of it.
+    left_out: usize,
 }
+
+/// Most records of the named ports of one Service, one for each port and endpoint: more would hold up everybody's changes. An
+/// answer has room for a hundred or so.
+const MOST_PORT_RECORDS: usize = 65_536;
 
 impl Records {
     /// The records of a Service as it is now; `None`: it has none.
@@ -135,9 +141,16 @@ impl Members {
         addresses.dedup();
         let mut named: Vec<u32> = (0..).zip(&all).filter(|(_, it)| it.hostname.is_some()).map(|(i, _)| i).collect();
         named.sort_by_key(|&index| hostname(&all, index));
-        let mut members = Self { all, addresses, named, ports: BTreeMap::new() };
+        let mut members = Self { all, addresses, named, ports: BTreeMap::new(), left_out: 0 };
+        let mut room = MOST_PORT_RECORDS;
         for slice in slices {
+            let endpoints = ready(slice).count();
             for port in slice.ports.iter().filter_map(|port| named_port(&port.name, port.protocol, port.port)) {
+                let Some(left) = room.checked_sub(endpoints) else {
+                    members.left_out += 1;
+                    continue;
+                };
+                room = left;
                 let having: Vec<_> =
                     ready(slice).filter_map(|it| Some((members.first_of(&it)?, port.number))).collect();
                 if !having.is_empty() {
@@ -162,6 +175,11 @@ impl Members {
 
     fn start_of(&self, name: &str) -> usize {
         self.named.partition_point(|&index| hostname(&self.all, index) < Some(name))
+    }
+
+    /// How many ports of slices have no records because there would be too many.
+    pub fn left_out(&self) -> usize {
+        self.left_out
     }
 
     /// All of them, sorted by address.
@@ -211,4 +229,45 @@ fn ready(slice: &Slice) -> impl Iterator<Item = Member> {
 
 fn lower(name: Arc<str>) -> Arc<str> {
     if name.bytes().any(|byte| byte.is_ascii_uppercase()) { name.to_ascii_lowercase().into() } else { name }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Endpoint, Family, NameList, SlicePort};
+
+    fn slice(ports: u16, endpoints: u16) -> Slice {
+        let endpoint = |nth: u16| Endpoint {
+            address: [10, 0, (nth >> 8) as u8, nth as u8].into(),
+            ready: true,
+            serving: true,
+            terminating: false,
+            node: None,
+            hint_nodes: NameList::default(),
+            hint_zones: NameList::default(),
+        };
+        let port =
+            |number: u16| SlicePort { name: format!("port-{number}").into(), protocol: Protocol::Tcp, port: number };
+        Slice {
+            name: ObjectName::new("ns", "s-1"),
+            service: ObjectName::new("ns", "s"),
+            family: Family::V4,
+            ports: (1..=ports).map(port).collect(),
+            endpoints: (1..=endpoints).map(endpoint).collect(),
+            headless: true,
+            hostnames: vec![],
+            triggered_ms: None,
+        }
+    }
+
+    #[test]
+    fn ports_beyond_what_a_service_may_have_are_left_out_and_counted() {
+        let members = Members::of(&[&slice(100, 600)]);
+        assert_eq!((members.ports.len(), members.left_out()), (100, 0));
+        let members = Members::of(&[&slice(10_000, 600)]);
+        let kept = MOST_PORT_RECORDS / 600;
+        assert_eq!((members.ports.len(), members.left_out()), (kept, 10_000 - kept));
+        assert_eq!((members.all().len(), members.with_port(Protocol::Tcp, "port-1").len()), (600, 600));
+        assert_eq!(members.with_port(Protocol::Tcp, "port-9999"), []);
+    }
 }

@@ -98,6 +98,26 @@ impl FlowCache {
         if state.is_on { state.write() } else { Ok(()) }
     }
 
+    /// Turns it off until [`FlowCache::resume`], which is told what this returns: programs are replaced, and some that open flows
+    /// would know nothing of it.
+    pub(super) fn suspend(&self) -> Result<bool, KernelError> {
+        let mut state = self.lock();
+        let was_on = std::mem::replace(&mut state.is_on, false);
+        state.write().map(|()| was_on)
+    }
+
+    /// Ends that.
+    pub(super) fn resume(&self, was_on: bool) -> Result<(), KernelError> {
+        if was_on { self.turn_on() } else { Ok(()) }
+    }
+
+    /// From now on, this is the cache of other programs, whose own nobody else has.
+    pub(super) fn move_to(&self, other: Self) {
+        if let Some(other) = Arc::into_inner(other.state) {
+            self.lock().map = other.into_inner().unwrap_or_else(PoisonError::into_inner).map;
+        }
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         // A thread that panicked has at most left a generation out.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

@@ -100,14 +100,14 @@ fn remove_layout(root: &Path, report: &mut CleanupReport) -> Result<(), KernelEr
             report.detached.push(format!("link {name}"));
         }
     }
-    for directory in ["programs", "maps"] {
+    for directory in ["programs", "maps", "growing"] {
         for (_, path) in pins::entries(&root.join(directory))? {
             if attach::remove_pin(&path)? {
                 report.pins.push(path.display().to_string());
             }
         }
     }
-    for path in [root.join("links"), root.join("programs"), root.join("maps"), root.to_owned()] {
+    for path in [root.join("links"), root.join("programs"), root.join("maps"), root.join("growing"), root.to_owned()] {
         match fs::remove_dir(&path) {
             Ok(()) => report.pins.push(path.display().to_string()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

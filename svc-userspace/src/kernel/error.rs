@@ -90,6 +90,14 @@ pub enum KernelError {
         first = svc_common::masquerade::FIRST_PORT
     )]
     ReservedPorts(io::Error),
+    /// Maps that should grow would take too much memory.
+    #[error("maps would take {needed} MiB, more than the {limit} MiB that they may grow to: raise --map-memory")]
+    Growth {
+        /// What they would take, MiB.
+        needed: u64,
+        /// What they may, MiB.
+        limit: u64,
+    },
     /// nf_tables.
     #[error(transparent)]
     Masquerade(#[from] crate::masquerade::MasqueradeError),

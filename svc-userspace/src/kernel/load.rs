@@ -169,7 +169,7 @@ fn load_xdp(ebpf: &mut aya::Ebpf, name: &str) -> Result<OwnedFd, String> {
 }
 
 /// Pins a program in place of its predecessor: somebody who looks always finds one.
-fn pin_program(layout: &Layout, name: &'static str, program: &OwnedFd) -> Result<(), KernelError> {
+pub(super) fn pin_program(layout: &Layout, name: &'static str, program: &OwnedFd) -> Result<(), KernelError> {
     let path = layout.program(name);
     let new = layout.program(&format!("{name}_new"));
     let failed = |error| KernelError::Pin { path: path.clone(), action: "pin the program", error };
@@ -181,7 +181,7 @@ fn pin_program(layout: &Layout, name: &'static str, program: &OwnedFd) -> Result
 }
 
 /// Sizes of the maps that are configured; the others' are in the object.
-fn sizes(options: &Options) -> BTreeMap<&'static str, u32> {
+pub(super) fn sizes(options: &Options) -> BTreeMap<&'static str, u32> {
     let capacity = &options.capacity;
     BTreeMap::from([
         ("SERVICES", capacity.services),

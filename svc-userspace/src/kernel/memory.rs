@@ -9,8 +9,12 @@ use std::{
     sync::{Mutex, PoisonError, atomic::AtomicU32},
 };
 
-/// Least length of a window in bytes, if the map has so much: neighbours of what is asked for are likely to be next.
-const WINDOW: usize = 32 * 1024;
+/// Least length of a window in bytes: neighbours of what is asked for are likely to be next.
+const WINDOW: usize = 64 * 1024;
+
+/// A map that is no longer than this is mapped whole. FILTER is, and is written all over: another window for each bit, with a
+/// flush of every processor's TLB, would be most of what a start costs.
+const WHOLE: usize = 512 * 1024;
 
 /// An array map made with `BPF_F_MMAPABLE`, shared with the kernel.
 #[derive(Debug)]
@@ -49,8 +53,9 @@ impl Memory {
     }
 
     fn open(&self, from: usize, to: usize) -> io::Result<Window> {
-        let from = from - from % self.page;
-        let len = (to - from).max(WINDOW).min(self.len - from);
+        let from = if self.len <= WHOLE { 0 } else { from - from % self.page };
+        let least = if self.len <= WHOLE { self.len } else { WINDOW };
+        let len = (to - from).max(least).min(self.len - from);
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
         let address = unsafe {
             libc::mmap(

@@ -32,6 +32,7 @@ mod compare;
 mod decode;
 mod error;
 mod filter;
+mod grow;
 mod links;
 mod load;
 mod log;
@@ -74,6 +75,8 @@ pub struct Options {
     pub capacity: Capacity,
     /// Entries of FLOWS_V4 and of FLOWS_V6.
     pub flows: u32,
+    /// Most kernel memory that all maps together may grow to, bytes; 0: they keep their sizes.
+    pub growth_limit: u64,
     /// `CONFIG_SOCKET_*` of `svc_common::config`; they mean nothing without `cgroup`.
     pub config_flags: u32,
     /// The programs masquerade flows that open from now on; otherwise nftables does.
@@ -122,6 +125,7 @@ pub struct InterfaceSpec {
 /// The maps, programs and links of this node, owned by one agent at a time.
 pub struct Dataplane {
     layout: pins::Layout,
+    options: Options,
     programs: load::Programs,
     maps: maps::Maps,
     /// All maps, for pins that go missing.
@@ -130,6 +134,8 @@ pub struct Dataplane {
     config: Config,
     service_cidrs: Vec<IpNet>,
     cgroup: Option<PathBuf>,
+    /// As they were set.
+    interfaces: BTreeMap<u32, InterfaceSpec>,
     tcx: bool,
     xdp: Xdp,
     /// Interfaces that have the XDP program.
@@ -166,6 +172,7 @@ impl Dataplane {
         })?;
         let lock = pins::Lock::take(&options.bpffs)?;
         layout.create()?;
+        pins::remove_staged(&layout)?;
 
         let load::Loaded { programs, adopted, cache, log } = load::load(object, &layout, options)?;
         let mut maps = maps::Maps::open(&layout, adopted)?;
@@ -201,6 +208,8 @@ impl Dataplane {
         let tcx = options.attach == AttachMode::Auto
             && programs.get("svc_ingress").is_some_and(|program| attach::has_tcx(std::os::fd::AsFd::as_fd(program)));
         let dataplane = Self {
+            options: options.clone(),
+            interfaces: BTreeMap::new(),
             pinned: repair::maps(&layout)?,
             layout,
             programs,
@@ -223,6 +232,11 @@ impl Dataplane {
     /// What the maps hold: those of an earlier agent keep their sizes, whatever the options say.
     pub fn capacity(&self) -> Result<Capacity, KernelError> {
         maps::capacity(&self.layout)
+    }
+
+    /// Most memory that maps may grow to, bytes.
+    pub fn growth_limit(&self) -> u64 {
+        self.options.growth_limit
     }
 
     /// Applies operations in their order until one fails.
@@ -279,6 +293,7 @@ impl Dataplane {
         if interface.entry.flags & INTERFACE_BRIDGE_PORT != 0 {
             self.set_flags(CONFIG_BRIDGES)?;
         }
+        self.interfaces.insert(interface.index, interface.clone());
         self.maps
             .interfaces
             .insert(interface.index, interface.entry, 0)
@@ -314,6 +329,7 @@ impl Dataplane {
     pub fn remove_interface(&mut self, index: u32) -> Result<(), KernelError> {
         self.xdp_attached.remove(&index);
         self.xdp_refused.remove(&index);
+        self.interfaces.remove(&index);
         xdp::detach(&self.layout, index)?;
         attach::detach(&self.layout, index)?;
         match self.maps.interfaces.remove(&index) {

@@ -1,7 +1,7 @@
 //! The directory of pins: where it is, whose it is, and whether what is pinned there is what this release expects.
 //!
 //! ```text
-//! <bpffs>/layout-2/maps/NAME  programs/NAME  links/INDEX-{ingress,egress,xdp,xdp-generic}  links/PROGRAM (cgroup)
+//! <bpffs>/layout-2/maps/NAME  growing/NAME (while maps grow)  programs/NAME  links/INDEX-{ingress,egress,xdp,xdp-generic}  links/PROGRAM (cgroup)
 //! ```
 //!
 //! It never loads and never attaches.
@@ -29,17 +29,27 @@ pub(super) struct Layout {
     pub(super) bpffs: PathBuf,
     /// `<bpffs>/layout-N`.
     pub(super) root: PathBuf,
+    /// Directory of the maps.
+    maps: &'static str,
 }
+
+/// Where maps are while larger ones are made.
+const STAGED: &str = "growing";
 
 impl Layout {
     /// The layout of this release.
     pub(super) fn current(bpffs: &Path) -> Self {
-        Self { bpffs: bpffs.to_owned(), root: bpffs.join(format!("layout-{LAYOUT_VERSION}")) }
+        Self { bpffs: bpffs.to_owned(), root: bpffs.join(format!("layout-{LAYOUT_VERSION}")), maps: "maps" }
+    }
+
+    /// The same with the maps in a place of their own.
+    pub(super) fn staged(&self) -> Self {
+        Self { maps: STAGED, ..self.clone() }
     }
 
     /// Where a map is pinned.
     pub(super) fn map(&self, name: &str) -> PathBuf {
-        self.root.join("maps").join(name)
+        self.root.join(self.maps).join(name)
     }
 
     /// Where a program is pinned.
@@ -55,7 +65,7 @@ impl Layout {
     /// Makes the directories that are missing. The bpffs itself must be mounted already.
     pub(super) fn create(&self) -> Result<(), KernelError> {
         require_bpffs(&self.bpffs)?;
-        for directory in ["maps", "programs", "links"] {
+        for directory in [self.maps, "programs", "links"] {
             let path = self.root.join(directory);
             fs::create_dir_all(&path).map_err(|error| KernelError::Pin { path, action: "create it", error })?;
         }
@@ -84,6 +94,18 @@ pub(super) fn entries(directory: &Path) -> Result<Vec<(String, PathBuf)>, Kernel
     }
     found.sort();
     Ok(found)
+}
+
+/// Removes what is left of maps that were to become larger ones.
+pub(super) fn remove_staged(layout: &Layout) -> Result<(), KernelError> {
+    let directory = layout.root.join(STAGED);
+    if !directory.exists() {
+        return Ok(());
+    }
+    for (_, path) in entries(&directory)? {
+        fs::remove_file(&path).map_err(|error| KernelError::Pin { path, action: "remove it", error })?;
+    }
+    fs::remove_dir(&directory).map_err(|error| KernelError::Pin { path: directory, action: "remove it", error })
 }
 
 /// Refuses a path that is not below a mounted bpffs. The path itself, or the end of it, may not exist yet.
@@ -193,12 +215,13 @@ pub(super) fn adopt_or_remove(path: &Path, shape: &MapShape) -> Result<bool, Ker
     let problem = match MapInfo::from_pin(path) {
         Ok(info) => {
             let Some(difference) = shape.difference(&info) else {
-                if info.max_entries() != shape.max_entries {
+                // A larger one may have grown.
+                if info.max_entries() < shape.max_entries {
                     tracing::warn!(
                         map = %path.display(),
                         entries = info.max_entries(),
                         configured = shape.max_entries,
-                        "the pinned map keeps its size: run `svc cleanup` to apply the configured one"
+                        "the pinned map keeps its size until something does not fit: `svc cleanup` applies the configured one"
                     );
                 }
                 return Ok(true);

@@ -13,6 +13,7 @@ use std::{
     path::Path,
 };
 
+const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
@@ -95,6 +96,27 @@ pub(super) fn program_tag(program: BorrowedFd<'_>) -> io::Result<String> {
 
 #[repr(C)]
 #[derive(Default)]
+struct ElementAttributes {
+    map: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// Writes an element whose key and value have the sizes of the map's, those of a per-CPU map for all processors.
+pub(super) fn update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
+    let mut attributes = ElementAttributes {
+        map: map.as_raw_fd().cast_unsigned(),
+        key: key.as_ptr() as u64,
+        value: value.as_ptr() as u64,
+        ..Default::default()
+    };
+    bpf(BPF_MAP_UPDATE_ELEM, &mut attributes).map(drop)
+}
+
+#[repr(C)]
+#[derive(Default)]
 struct BatchAttributes {
     in_batch: u64,
     out_batch: u64,
@@ -106,7 +128,8 @@ struct BatchAttributes {
     flags: u64,
 }
 
-/// Calls `each` with the bytes of every key and value of a hash or array map (not a per-CPU one). The kernel walks the
+/// Calls `each` with the bytes of every key and value of a hash or array map; a value of a per-CPU one has those of all
+/// processors, each as long as a multiple of 8. The kernel walks the
 /// table bucket by bucket, so entries that come and go meanwhile cost nothing but themselves.
 pub(super) fn each_entry(
     map: BorrowedFd<'_>,

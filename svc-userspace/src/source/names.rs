@@ -2,7 +2,9 @@
 //!
 //! It never keeps a string for long that nobody uses any more.
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
+
+use crate::hash::HashSet;
 
 /// A pool of shared strings.
 #[derive(Debug, Default)]

@@ -5,7 +5,7 @@
 //! what nobody claims is removed by `finish_adoption`. No operation comes of adopting itself.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
 };
 
@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     compile::PortKey,
+    hash::{HashMap, HashSet},
     model::{Family, ObjectName},
 };
 
@@ -79,6 +80,8 @@ impl Tables {
         let last = named.filter(|id| *id < capacity.services).max().unwrap_or(0);
         tables.service_ids = Ids::adopt(capacity.services, &services, &(1..=last).collect(), &BTreeMap::new());
         tables.backend_ids = Ids::adopt(capacity.backends, &used, &resting, &generations);
+        let mut found: Vec<(u32, Found)> = found.into_iter().collect();
+        found.sort_unstable_by(|(_, a), (_, b)| a.key.cmp(&b.key));
         for (id, Found { key, port }) in found {
             adopted.unclaimed.insert(key.service.clone());
             tables.keys.insert(id, key.clone());
@@ -92,8 +95,8 @@ impl Tables {
     fn place_frontends(&mut self, observed: &Observed, found: &mut HashMap<u32, Found>, adopted: &mut Adopted) {
         let contents: HashMap<(u32, usize), &Vec<u32>> =
             observed.slots.iter().map(|(offset, ids)| ((*offset, ids.len()), ids)).collect();
-        let mut named: HashMap<SlotRange, u32> = HashMap::new();
-        let mut seen = HashSet::new();
+        let mut named: HashMap<SlotRange, u32> = HashMap::default();
+        let mut seen = HashSet::default();
         for (address, frontend) in observed.frontends.iter().filter(|(address, _)| seen.insert(*address)) {
             *self.frontend_count(address) += 1;
             let family = Family::of(address.address.ip());
@@ -226,8 +229,8 @@ fn names(capacity: Capacity, observed: &Observed, adopted: &mut Adopted) -> Hash
     let in_use: HashSet<u32> = observed.frontends.iter().map(|(_, frontend)| frontend.service).collect();
     let mut entries: Vec<_> = observed.services.iter().collect();
     entries.sort_by_key(|(id, _)| (!in_use.contains(id), *id));
-    let mut keys = HashSet::new();
-    let mut found = HashMap::new();
+    let mut keys = HashSet::default();
+    let mut found = HashMap::default();
     for (id, name) in entries {
         match to_port_key(name) {
             Some(key) if (1..capacity.services).contains(id) && !found.contains_key(id) && keys.insert(key.clone()) => {

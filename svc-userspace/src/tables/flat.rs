@@ -34,10 +34,15 @@ impl<K: Ord, V> Flat<K, V> {
     pub(super) fn insert(&mut self, key: K, value: V) {
         match self.find(&key) {
             Ok(at) => self.0[at].1 = value,
-            Err(at) => self.0.insert(at, (key, value)),
+            Err(at) => {
+                #[cfg(test)]
+                super::tests::work::note(self.0.len() - at);
+                self.0.insert(at, (key, value));
+            }
         }
     }
 
+    #[cfg(test)]
     pub(super) fn remove_entry(&mut self, key: &K) -> Option<(K, V)> {
         self.find(key).ok().map(|at| self.0.remove(at))
     }
@@ -87,10 +92,19 @@ impl<K: Ord, V> std::ops::Index<&K> for Flat<K, V> {
 }
 
 impl<K: Ord, V> FromIterator<(K, V)> for Flat<K, V> {
+    /// Of two values of one key, the later one counts.
     fn from_iter<I: IntoIterator<Item = (K, V)>>(entries: I) -> Self {
-        let entries = entries.into_iter();
-        let mut flat = Self::with_capacity(entries.size_hint().1.unwrap_or_default());
-        entries.for_each(|(key, value)| flat.insert(key, value));
+        let mut flat = Self(entries.into_iter().collect());
+        if !flat.0.is_sorted_by(|(a, _), (b, _)| a < b) {
+            flat.0.sort_by(|(a, _), (b, _)| a.cmp(b));
+            flat.0.dedup_by(|later, kept| {
+                let same = later.0 == kept.0;
+                if same {
+                    std::mem::swap(later, kept);
+                }
+                same
+            });
+        }
         flat
     }
 }
@@ -115,6 +129,9 @@ mod tests {
     proptest! {
         #[test]
         fn it_does_what_a_tree_does(actions in proptest::collection::vec((0..20_u8, any::<Option<u16>>()), 0..60)) {
+            let entries = || actions.iter().filter_map(|(key, value)| Some((*key, (*value)?)));
+            let (all, tree) = (entries().collect::<Flat<_, _>>(), entries().collect::<BTreeMap<_, _>>());
+            prop_assert!(all.iter().eq(tree.iter()));
             let (mut flat, mut tree) = (Flat::default(), BTreeMap::new());
             for (key, value) in actions {
                 match value {

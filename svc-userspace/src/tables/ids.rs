@@ -100,6 +100,11 @@ impl Ids {
         }
     }
 
+    /// There is room for ids up to `capacity` − 1 now.
+    pub(super) fn grow(&mut self, capacity: u32) {
+        self.capacity = self.capacity.max(capacity);
+    }
+
     /// Ids that can be given right now.
     pub(super) fn available(&self) -> usize {
         self.capacity.saturating_sub(self.next) as usize + self.free.len()

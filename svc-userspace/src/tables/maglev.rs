@@ -14,9 +14,15 @@
 //! number would reshuffle all slots each time. Crossing a rung does reshuffle; there are log2 of them, and flows that
 //! exist are not affected by it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    hash::{BuildHasher, Hash, Hasher},
+    net::{IpAddr, SocketAddr},
+};
 
+use foldhash::fast::RandomState;
 use svc_common::{flow_hash, slot_in_range};
+
+use crate::hash::HashMap;
 
 const SLOTS_PER_BACKEND: u32 = 100;
 const LOWEST_RUNG: u32 = 2;
@@ -68,7 +74,22 @@ pub fn table_len(backends: usize) -> u32 {
 #[derive(Debug, Default)]
 pub struct Builder {
     walks: Vec<Walk>,
+    prepared: Prepared,
 }
+
+/// Tables that were built before anybody asked. All are in few large blocks, which leave no holes in the heap when they go.
+#[derive(Debug, Default)]
+struct Prepared {
+    /// By a hash of the backends in their order: where these begin, and the slots.
+    tables: HashMap<u64, (usize, usize)>,
+    backends: Vec<SocketAddr>,
+    /// Each is a backend's place in that order.
+    slots: Vec<u8>,
+    hasher: RandomState,
+}
+
+/// Most slots that are kept prepared, a byte each.
+const MOST_PREPARED: usize = 64 << 20;
 
 /// A backend's walk over the slots: step j is at `scale × (start + j)³ + shift` modulo the length, every slot once.
 /// It advances by finite differences: three additions a step.
@@ -115,14 +136,78 @@ impl Walk {
     }
 }
 
+impl Prepared {
+    fn hash(&self, walks: &[Walk]) -> u64 {
+        let mut hasher = self.hasher.build_hasher();
+        for walk in walks {
+            walk.address.hash(&mut hasher);
+        }
+        hasher.finish()
+    }
+
+    /// Notes that the slots of a set come next; false if they are there, or another set has the same hash.
+    fn claim(&mut self, walks: &[Walk]) -> bool {
+        let (hash, at) = (self.hash(walks), (self.backends.len(), self.slots.len()));
+        let std::collections::hash_map::Entry::Vacant(entry) = self.tables.entry(hash) else { return false };
+        entry.insert(at);
+        self.backends.extend(walks.iter().map(|walk| walk.address));
+        true
+    }
+
+    fn get(&self, walks: &[Walk]) -> Option<&[u8]> {
+        if self.tables.is_empty() {
+            return None;
+        }
+        let &(backends, slots) = self.tables.get(&self.hash(walks))?;
+        let found = self.backends.get(backends..backends + walks.len())?;
+        let same = found.iter().eq(walks.iter().map(|walk| &walk.address));
+        self.slots.get(slots..slots + table_len(walks.len()) as usize).filter(|_| same)
+    }
+}
+
 impl Builder {
     /// The table of a set of backends: each slot holds the id of one of them. Addresses are distinct, ids are not 0; the order of
     /// `backends` plays no part, and ids only name the result.
     pub fn build(&mut self, backends: impl IntoIterator<Item = (SocketAddr, u32)>) -> Vec<u32> {
+        self.begin(backends);
+        match self.prepared.get(&self.walks) {
+            Some(slots) => slots.iter().map(|place| self.walks[usize::from(*place)].id).collect(),
+            None => self.fill(),
+        }
+    }
+
+    /// Builds the table of a set of at least two backends ahead of time, for the next [`Builder::build`] of it. Large sets, and
+    /// more tables than there is room for, are left for later.
+    pub fn prepare(&mut self, backends: impl IntoIterator<Item = SocketAddr>) {
+        self.begin(backends.into_iter().map(|address| (address, 0)));
+        let len = table_len(self.walks.len()) as usize;
+        let most = usize::from(u8::MAX) + 1;
+        if len < 2 || self.walks.len() > most || self.prepared.slots.len() + len > MOST_PREPARED {
+            return;
+        }
+        if self.prepared.claim(&self.walks) {
+            for (place, walk) in (1..).zip(&mut self.walks) {
+                walk.id = place;
+            }
+            let slots = self.fill();
+            self.prepared.slots.extend(slots.into_iter().map(|place| (place - 1) as u8));
+        }
+    }
+
+    /// Gives up what was prepared and not asked for.
+    pub fn forget_prepared(&mut self) {
+        self.prepared = Prepared::default();
+    }
+
+    fn begin(&mut self, backends: impl IntoIterator<Item = (SocketAddr, u32)>) {
+        self.walks.clear();
+        self.walks.extend(backends.into_iter().map(|(address, id)| Walk::new(address, id)));
+        self.walks.sort_unstable_by_key(|walk| walk.address);
+    }
+
+    /// The table of the walks, which are used up.
+    fn fill(&mut self) -> Vec<u32> {
         let walks = &mut self.walks;
-        walks.clear();
-        walks.extend(backends.into_iter().map(|(address, id)| Walk::new(address, id)));
-        walks.sort_unstable_by_key(|walk| walk.address);
         let count = walks.len() as u32;
         let len = table_len(walks.len());
         if len <= 1 {
@@ -249,6 +334,10 @@ mod tests {
                 set.swap(a.index(count), b.index(count));
             }
             prop_assert_eq!(&slots, &builder.build(set.clone()), "order plays no part");
+            builder.prepare(set.iter().map(|(address, _)| *address));
+            builder.prepare(set.iter().skip(1).map(|(address, _)| *address));
+            prop_assert!(set.len() < 2 || builder.prepared.slots.len() >= slots.len());
+            prop_assert_eq!(&slots, &builder.build(set.clone()), "nor does it that it was prepared");
             let renamed = builder.build(set.iter().map(|(address, id)| (*address, id + 1000)));
             prop_assert!(slots.iter().zip(&renamed).all(|(id, other)| id + 1000 == *other), "ids play no part");
         }

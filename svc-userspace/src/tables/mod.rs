@@ -4,7 +4,7 @@
 //! finds only complete Services: backends first, slots next, frontend last; removal the other way round.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
 };
 
@@ -12,13 +12,15 @@ use ipnet::IpNet;
 use svc_common::{Frontend, ServiceName, SlotRange};
 
 use crate::{
-    compile::PortKey,
+    compile::{PortKey, PortTable},
+    hash::{HashMap, HashSet},
     model::{Family, ObjectName, Protocol},
 };
 
 mod adopt;
 mod expected;
 mod flat;
+mod grow;
 mod ids;
 pub mod maglev;
 mod names;
@@ -191,7 +193,8 @@ pub struct Tables {
     /// Entries of SOURCE_RANGES_V4 and V6 in use.
     sources: [u64; 2],
     shared: shared::Shared,
-    refused: BTreeSet<ObjectName>,
+    /// Services of which a port is refused, and what these ports need.
+    refused: BTreeMap<ObjectName, grow::Needs>,
     adopted: adopt::Adopted,
     /// What was found has been claimed, or removed.
     is_adopted: bool,
@@ -255,14 +258,14 @@ impl Tables {
             service_ids: ids::Ids::new(capacity.services),
             backend_ids: ids::Ids::new(capacity.backends),
             slots: slots::Slots::new(capacity.slots),
-            services: HashMap::new(),
-            keys: HashMap::new(),
-            owners: HashMap::new(),
+            services: HashMap::default(),
+            keys: HashMap::default(),
+            owners: HashMap::default(),
             frontends_v4: 0,
             frontends_v6: 0,
             sources: [0; 2],
             shared: shared::Shared::default(),
-            refused: BTreeSet::new(),
+            refused: BTreeMap::new(),
             adopted: adopt::Adopted::default(),
             is_adopted: false,
             held: None,
@@ -296,10 +299,29 @@ impl Tables {
         self.slots.expire(now_ms);
     }
 
+    /// True if nothing is programmed.
+    pub fn is_empty(&self) -> bool {
+        self.services.is_empty()
+    }
+
+    /// Does the part of an update ahead of time that depends on nothing else and takes longest: slots of new sets.
+    pub fn prepare(&mut self, ports: &[PortTable]) {
+        for table in ports {
+            for set in plan::sets(table) {
+                self.maglev.prepare(set.into_iter().map(|member| table.backends[member].address));
+            }
+        }
+    }
+
+    /// Gives up what was prepared and not used.
+    pub fn forget_prepared(&mut self) {
+        self.maglev.forget_prepared();
+    }
+
     /// Services of which a port is refused, sorted: what refused it may be gone after other updates, after
     /// `finish_adoption` or `expire`, so they are to be updated again then, until a round of it yields no operation.
     pub fn refused(&self) -> Vec<ObjectName> {
-        self.refused.iter().cloned().collect()
+        self.refused.keys().cloned().collect()
     }
 
     /// Sets the node's own addresses: a load balancer's address that is among them is not a VIP as a whole, because its

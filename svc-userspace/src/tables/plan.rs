@@ -2,17 +2,18 @@
 //!
 //! It reserves slot ranges for what is accepted and nothing else; a port that is refused leaves no trace.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use svc_common::SlotRange;
 
 use super::{
-    Fill, Flat, FrontendAddress, Place, Port, Reason, Resource, Tables, Usage, maglev, program::family_index,
-    to_service_name,
+    Fill, Flat, FrontendAddress, Place, Port, Reason, Resource, Tables, Usage, grow::Needs, maglev,
+    program::family_index, to_service_name,
 };
 use crate::{
     compile::{PortKey, PortTable, Set},
+    hash::{HashMap, HashSet},
     model::{Family, ObjectName},
 };
 
@@ -48,14 +49,15 @@ fn per_family(family: Family, count: usize) -> [u64; 2] {
     }
 }
 
-/// Whether what the ports need is there, one after another; `used`: by others.
+/// Ports for which what they need is not there, one after another; `used`: by others.
 fn entries_fit(
     mut used: [u64; 2],
     order: &[PortKey],
     needed: impl Fn(&PortKey) -> [u64; 2],
     resource: fn(Family) -> Resource,
     capacity: [u32; 2],
-) -> Result<(), (PortKey, Reason)> {
+) -> Verdict {
+    let mut refused = Vec::new();
     for key in order {
         let needed = needed(key);
         for (index, family) in [Family::V4, Family::V6].into_iter().enumerate() {
@@ -64,18 +66,32 @@ fn entries_fit(
                 let available = capacity.saturating_sub(used[index]);
                 let what = resource(family);
                 let reason = Reason::Full { what, needed: needed[index], available, resting: 0, capacity };
-                return Err((key.clone(), reason));
+                refused.push((key.clone(), reason));
+                break;
             }
             used[index] += needed[index];
         }
     }
-    Ok(())
+    verdict(refused)
 }
+
+/// What cannot be of the ports of a Service, as seen from one side.
+type Verdict = Result<(), Vec<(PortKey, Reason)>>;
+
+fn verdict(refused: Vec<(PortKey, Reason)>) -> Verdict {
+    if refused.is_empty() { Ok(()) } else { Err(refused) }
+}
+
+/// So many times, everything is judged anew after a single refusal, which may make room for others. Then a Service has so many
+/// refusals that all which are found at once count.
+const SINGLE_REFUSALS: usize = 16;
 
 impl Tables {
     /// Sorts out the ports that can be programmed. One refusal can cause another (the refused port keeps an address that
     /// was to move), so everything is judged again after each, which ends because refusals only grow.
-    pub(super) fn admit(&mut self, service: &ObjectName, mut desired: Desired) -> (Vec<Plan>, Refusals) {
+    ///
+    /// The work is in proportion to the number of ports, whatever is refused.
+    pub(super) fn admit(&mut self, service: &ObjectName, desired: Desired) -> (Vec<Plan>, Refusals, Needs) {
         let mut refusals = Refusals::new();
         loop {
             let old = self.services.get(service);
@@ -83,6 +99,8 @@ impl Tables {
             // What is already there comes first: a newcomer never takes its room.
             let mut order: Vec<PortKey> = desired.keys().filter(|key| !refusals.contains_key(*key)).cloned().collect();
             order.sort_by_key(|key| !is_old(key));
+            #[cfg(test)]
+            super::tests::work::note(order.len());
             let verdict = self
                 .conflicts(service, &desired, &order, &refusals)
                 .and_then(|()| self.frontends_fit(service, &desired, &order, &refusals))
@@ -90,37 +108,30 @@ impl Tables {
                 .and_then(|()| self.ids_fit(service, &desired, &order))
                 .and_then(|()| self.reserve_ranges(service, &desired, &order));
             match verdict {
-                Ok(mut ranges) => {
-                    let plans = order.iter().filter_map(|key| {
-                        let (_, table) = desired.remove_entry(key)?;
-                        Some(Plan {
-                            table,
-                            ranges: ranges.remove_entry(key).map_or_else(Vec::new, |(_, ranges)| ranges),
-                        })
-                    });
-                    return (plans.collect(), refusals);
+                Ok(ranges) => {
+                    let needs = Needs::of(&refusals, &desired);
+                    let mut desired: HashMap<PortKey, PortTable> = desired.into_iter().collect();
+                    let plans = order.iter().zip(ranges);
+                    let plans = plans.filter_map(|(key, ranges)| Some(Plan { table: desired.remove(key)?, ranges }));
+                    return (plans.collect(), refusals, needs);
                 }
-                Err((key, reason)) => {
-                    refusals.insert(key, reason);
+                Err(refused) => {
+                    let most = if refusals.len() < SINGLE_REFUSALS { 1 } else { usize::MAX };
+                    refusals.extend(refused.into_iter().take(most));
                 }
             }
         }
     }
 
-    fn conflicts(
-        &self,
-        service: &ObjectName,
-        desired: &Desired,
-        order: &[PortKey],
-        refusals: &Refusals,
-    ) -> Result<(), (PortKey, Reason)> {
-        let mut claimed: HashMap<FrontendAddress, &PortKey> = HashMap::new();
+    fn conflicts(&self, service: &ObjectName, desired: &Desired, order: &[PortKey], refusals: &Refusals) -> Verdict {
+        let mut claimed: HashMap<FrontendAddress, &PortKey> = HashMap::default();
+        let mut refused: Vec<(PortKey, Reason)> = Vec::new();
         for key in order {
-            for address in addresses(&desired[key]) {
+            let conflict = addresses(&desired[key]).find_map(|address| {
                 if let Some(owner) = self.held.as_ref().and_then(|held| held.get(&address))
                     && owner != service
                 {
-                    return Err((key.clone(), Reason::Held { address, owner: Box::new(owner.clone()) }));
+                    return Some(Reason::Held { address, owner: Box::new(owner.clone()) });
                 }
                 let owner = self.owner(&address).filter(|owner| {
                     // Another port of the same Service gives it up in this very update, unless it stays as it is.
@@ -128,13 +139,32 @@ impl Tables {
                         || desired.get(owner).is_some_and(|table| addresses(table).any(|other| other == address));
                     *owner != key && (owner.service != *service || stays)
                 });
-                if let Some(owner) = owner.or(claimed.get(&address).copied()) {
-                    return Err((key.clone(), Reason::Conflict { address, owner: Box::new(owner.clone()) }));
-                }
-                claimed.insert(address, key);
+                let owner = owner.or(claimed.get(&address).copied())?;
+                Some(Reason::Conflict { address, owner: Box::new(owner.clone()) })
+            });
+            match conflict {
+                Some(reason) => refused.push((key.clone(), reason)),
+                None => claimed.extend(addresses(&desired[key]).map(|address| (address, key))),
             }
         }
-        Ok(())
+        // A refused port keeps what it had, which another one may have claimed, and that one what it had.
+        let mut judged: HashSet<PortKey> = refused.iter().map(|(key, _)| key.clone()).collect();
+        let mut at = 0;
+        while let Some((key, _)) = refused.get(at) {
+            at += 1;
+            let key = key.clone();
+            let kept = self.services.get(service).and_then(|ports| ports.get(&key));
+            for address in kept.into_iter().flat_map(|port| port.frontends.keys()) {
+                let claimant = claimed.get(address).copied().filter(|claimant| **claimant != key);
+                if let Some(claimant) = claimant
+                    && judged.insert(claimant.clone())
+                {
+                    let reason = Reason::Conflict { address: *address, owner: Box::new(key.clone()) };
+                    refused.push((claimant.clone(), reason));
+                }
+            }
+        }
+        verdict(refused)
     }
 
     fn frontends_fit(
@@ -143,7 +173,7 @@ impl Tables {
         desired: &Desired,
         order: &[PortKey],
         refusals: &Refusals,
-    ) -> Result<(), (PortKey, Reason)> {
+    ) -> Verdict {
         let used = [u64::from(self.frontends_v4), u64::from(self.frontends_v6)];
         let own = |key: &PortKey, port: &Port| per_family(key.family, port.frontends.len());
         let needed = |key: &PortKey| {
@@ -155,13 +185,7 @@ impl Tables {
         entries_fit(left, order, needed, Resource::Frontends, capacity)
     }
 
-    fn sources_fit(
-        &self,
-        service: &ObjectName,
-        desired: &Desired,
-        order: &[PortKey],
-        refusals: &Refusals,
-    ) -> Result<(), (PortKey, Reason)> {
+    fn sources_fit(&self, service: &ObjectName, desired: &Desired, order: &[PortKey], refusals: &Refusals) -> Verdict {
         let count = |ranges: &mut dyn Iterator<Item = &IpNet>| {
             let mut count = [0; 2];
             ranges.for_each(|range| count[family_index(range)] += 1);
@@ -194,45 +218,49 @@ impl Tables {
         used
     }
 
-    fn ids_fit(&self, service: &ObjectName, desired: &Desired, order: &[PortKey]) -> Result<(), (PortKey, Reason)> {
+    fn ids_fit(&self, service: &ObjectName, desired: &Desired, order: &[PortKey]) -> Verdict {
         let old = self.services.get(service);
         let Fill { services: all_services, backends: all_backends, .. } = self.fill();
         let mut services = self.service_ids.available();
         let mut backends = self.backend_ids.available();
+        let full = |what: Resource, needed, available, usage: Usage| Reason::Full {
+            what,
+            needed: needed as u64,
+            available: available as u64,
+            resting: u64::from(usage.resting),
+            capacity: u64::from(usage.capacity),
+        };
+        let mut refused = Vec::new();
         for key in order {
             let port = old.and_then(|ports| ports.get(key));
-            if port.is_none() && to_service_name(key).is_none() {
-                return Err((key.clone(), Reason::Name));
-            }
             let is_new = |address| port.is_none_or(|port| !port.backends.contains_key(&Place::of(address)));
             let new = desired[key].backends.iter().filter(|backend| is_new(backend.address)).count();
-            let full = |what: Resource, needed, available, usage: Usage| Reason::Full {
-                what,
-                needed: needed as u64,
-                available: available as u64,
-                resting: u64::from(usage.resting),
-                capacity: u64::from(usage.capacity),
-            };
             let own = usize::from(port.is_none());
-            if own > services {
-                return Err((key.clone(), full(Resource::Services, own, services, all_services)));
-            }
-            if new > backends {
-                return Err((key.clone(), full(Resource::Backends, new, backends, all_backends)));
-            }
-            services -= own;
-            backends -= new;
+            let reason = if port.is_none() && to_service_name(key).is_none() {
+                Reason::Name
+            } else if own > services {
+                full(Resource::Services, own, services, all_services)
+            } else if new > backends {
+                full(Resource::Backends, new, backends, all_backends)
+            } else {
+                services -= own;
+                backends -= new;
+                continue;
+            };
+            refused.push((key.clone(), reason));
         }
-        Ok(())
+        verdict(refused)
     }
 
+    /// The ranges of each port of `order`, in this order.
     fn reserve_ranges(
         &mut self,
         service: &ObjectName,
         desired: &Desired,
         order: &[PortKey],
-    ) -> Result<Flat<PortKey, Vec<PlannedRange>>, (PortKey, Reason)> {
-        let mut planned = Flat::<PortKey, Vec<PlannedRange>>::with_capacity(order.len());
+    ) -> Result<Vec<Vec<PlannedRange>>, Vec<(PortKey, Reason)>> {
+        let mut planned = Vec::with_capacity(order.len());
+        let mut refused = Vec::new();
         for key in order {
             let table = &desired[key];
             let old = self.services.get(service).and_then(|ports| ports.get(key));
@@ -251,18 +279,25 @@ impl Tables {
                         resting: u64::from(self.slots.resting()),
                         capacity: u64::from(self.capacity.slots),
                     };
-                    for range in
-                        planned.into_iter().flat_map(|(_, ranges)| ranges).chain(ranges).filter(|range| range.fresh)
-                    {
-                        self.slots.give_back(range.slots);
-                    }
-                    return Err((key.clone(), reason));
+                    self.give_back(ranges.drain(..));
+                    refused.push((key.clone(), reason));
+                    break;
                 };
                 ranges.push(PlannedRange { members, slots, fresh });
             }
-            planned.insert(key.clone(), ranges);
+            planned.push(ranges);
         }
-        Ok(planned)
+        if refused.is_empty() {
+            return Ok(planned);
+        }
+        self.give_back(planned.into_iter().flatten());
+        Err(refused)
+    }
+
+    fn give_back(&mut self, ranges: impl Iterator<Item = PlannedRange>) {
+        for range in ranges.filter(|range| range.fresh) {
+            self.slots.give_back(range.slots);
+        }
     }
 }
 
@@ -277,7 +312,7 @@ impl Port {
 }
 
 /// The distinct non-empty sets that some frontend uses.
-fn sets(table: &PortTable) -> Vec<Vec<usize>> {
+pub(super) fn sets(table: &PortTable) -> Vec<Vec<usize>> {
     let uses = |set| table.frontends.iter().any(|frontend| frontend.inside == set || frontend.outside == set);
     let mut sets = Vec::with_capacity(2);
     for (set, members) in [(Set::Cluster, &table.cluster), (Set::Local, &table.local)] {

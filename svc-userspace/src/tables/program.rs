@@ -4,7 +4,7 @@
 //! ranges that go away; backends that get worse; names that go away. Bits of the filter come before
 //! everything, and no operation takes one away. VIPs go before their frontends and come after them. An address that moves between two ports of a Service is one write, never a gap.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 use svc_common::{BackendState, Frontend, SlotRange, frontend};
@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     compile::{BackendEntry, FrontendKind, PortKey, PortTable, Set},
+    hash::{HashMap, HashSet},
     model::ObjectName,
 };
 
@@ -75,39 +76,41 @@ impl Tables {
             .filter(|table| table.key.service == *service)
             .map(|table| (table.key.clone(), table))
             .collect();
-        let (plans, refusals) = self.admit(service, desired);
+        let (plans, refusals, needs) = self.admit(service, desired);
 
         let mut phases = Phases::default();
         let taken: HashSet<FrontendAddress> = plans.iter().flat_map(|plan| addresses(&plan.table)).collect();
-        let mut old = self.services.remove(service).unwrap_or_default();
+        let old = self.services.remove(service).unwrap_or_default();
         let mut touched = Touched::default();
         for (key, port) in old.iter() {
             self.shared.count(key, port, false, &mut touched);
         }
-        let mut new: Flat<PortKey, Port> = Flat::with_capacity(plans.len());
-        for (key, port) in refusals.keys().filter_map(|key| old.remove_entry(key)) {
-            new.insert(key, port);
-        }
+        let planned: HashMap<&PortKey, &PortTable> = plans.iter().map(|plan| (&plan.table.key, &plan.table)).collect();
         // First all that lose addresses, then all that gain them: ownership of one that moves must end with the gainer.
-        let mut previous: Flat<PortKey, Port> = Flat::with_capacity(plans.len());
-        for plan in &plans {
-            if let Some((key, port)) = old.remove_entry(&plan.table.key) {
-                let keeps: HashSet<FrontendAddress> = addresses(&plan.table).collect();
+        let (mut new, mut previous, mut dropped) = (Vec::with_capacity(plans.len()), HashMap::default(), Vec::new());
+        for (key, port) in old {
+            if refusals.contains_key(&key) {
+                new.push((key, port));
+            } else if let Some(table) = planned.get(&key) {
+                let keeps: HashSet<FrontendAddress> = addresses(table).collect();
                 self.drop_frontends(&port, &keeps, &taken, &mut phases);
                 previous.insert(key, port);
+            } else {
+                dropped.push(port);
             }
         }
-        for (_, port) in old {
-            self.drop_frontends(&port, &HashSet::new(), &taken, &mut phases);
+        for port in dropped {
+            self.drop_frontends(&port, &HashSet::default(), &taken, &mut phases);
             self.drop_port(port, now_ms, &mut phases);
         }
         for plan in plans {
             let key = plan.table.key.clone();
-            let port = previous.remove_entry(&key).map(|(_, port)| port);
+            let port = previous.remove(&key);
             if let Some(port) = self.program_port(plan, port, now_ms, &mut phases) {
-                new.insert(key, port);
+                new.push((key, port));
             }
         }
+        let new: Flat<PortKey, Port> = new.into_iter().collect();
         for (key, port) in new.iter() {
             self.shared.count(key, port, true, &mut touched);
         }
@@ -118,7 +121,7 @@ impl Tables {
         if refusals.is_empty() {
             self.refused.remove(service);
         } else {
-            self.refused.insert(service.clone());
+            self.refused.insert(service.clone(), needs);
         }
         let refused = refusals.into_iter().map(|(key, reason)| Refused { key, reason }).collect();
         (phases.into_ops(), refused)

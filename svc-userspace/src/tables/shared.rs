@@ -1,19 +1,19 @@
 //! What Services have in common in the maps: VIPS and FILTER. Every user of an address or a bit is counted. An address is
 //! there from the first to the last of them; a bit stays, for flows that outlive their Service, until the filter is swept.
 
-use std::{
-    collections::{BTreeSet, HashMap, HashSet},
-    net::IpAddr,
-};
+use std::net::IpAddr;
 
 use svc_common::{
-    filter::{KNOWN_ENDPOINT, KNOWN_FRONTEND, filter_place},
+    filter::{FILTER_WORDS, KNOWN_ENDPOINT, KNOWN_FRONTEND, filter_place},
     frontend::{FLAG_CLUSTER_IP, FLAG_LOAD_BALANCER},
     vip::{VIP_INSIDE, VIP_OUTSIDE},
 };
 
 use super::{FilterWords, FrontendAddress, Op, Place, Port};
-use crate::compile::PortKey;
+use crate::{
+    compile::PortKey,
+    hash::{HashMap, HashSet},
+};
 
 /// Users of VIPs and target bits, and what of it is in the maps.
 #[derive(Debug, Default)]
@@ -22,8 +22,8 @@ pub(super) struct Shared {
     own_addresses: HashSet<IpAddr>,
     /// Frontends, backends and VIPs by bit.
     bits: HashMap<u32, u32>,
-    /// Words of FILTER in the map that are not zero.
-    words: FilterWords,
+    /// FILTER as it is in the map; empty: all zeros.
+    words: Vec<u64>,
     /// Bits in them.
     programmed_bits: u32,
 }
@@ -38,11 +38,11 @@ struct Vip {
     programmed: Option<u32>,
 }
 
-/// Addresses and bits that may have to be written.
+/// Addresses and bits that may have to be written, some of them more than once.
 #[derive(Debug, Default)]
 pub(super) struct Touched {
-    vips: BTreeSet<IpAddr>,
-    bits: BTreeSet<u32>,
+    vips: Vec<IpAddr>,
+    bits: Vec<u32>,
 }
 
 /// Writes to the two maps.
@@ -80,7 +80,7 @@ impl Shared {
         if *users == 0 {
             self.bits.remove(&bit);
         }
-        touched.bits.insert(bit);
+        touched.bits.push(bit);
     }
 
     /// Counts one frontend by its flags.
@@ -99,7 +99,7 @@ impl Shared {
             }
         };
         *users = if add { *users + 1 } else { users.saturating_sub(1) };
-        touched.vips.insert(address);
+        touched.vips.push(address);
         self.count_bit(bit(Place(address, 0), 0, KNOWN_FRONTEND), add, touched);
     }
 
@@ -128,7 +128,17 @@ impl Shared {
     /// Takes note of what is in FILTER.
     pub(super) fn swept(&mut self, words: FilterWords) {
         self.programmed_bits = words.values().map(|word| word.count_ones()).sum();
-        self.words = words;
+        self.words.fill(0);
+        for (word, bits) in words {
+            *self.word(word) = bits;
+        }
+    }
+
+    fn word(&mut self, word: u32) -> &mut u64 {
+        if self.words.is_empty() {
+            self.words = vec![0; FILTER_WORDS as usize];
+        }
+        &mut self.words[word as usize]
     }
 
     /// The value of an address in VIPS, if it is there.
@@ -138,7 +148,8 @@ impl Shared {
 
     /// Words of FILTER that are not zero, from `word` on.
     pub(super) fn words(&self, word: u32) -> impl Iterator<Item = (u32, u64)> {
-        self.words.range(word..).map(|(word, bits)| (*word, *bits))
+        let words = self.words.get(word as usize..).unwrap_or_default();
+        (word..).zip(words.iter().copied()).filter(|(_, bits)| *bits != 0)
     }
 
     /// Bits in FILTER that have no user.
@@ -147,8 +158,11 @@ impl Shared {
     }
 
     /// What is to be written of what was touched; it counts as written from then on.
-    pub(super) fn settle(&mut self, touched: Touched) -> SharedOps {
+    pub(super) fn settle(&mut self, mut touched: Touched) -> SharedOps {
         let mut ops = SharedOps::default();
+        touched.vips.sort_unstable();
+        touched.vips.dedup();
+        touched.bits.sort_unstable();
         for address in touched.vips {
             let Some(vip) = self.vips.get_mut(&address) else { continue };
             let wanted = vip.wanted().filter(|_| !self.own_addresses.contains(&address));
@@ -163,16 +177,21 @@ impl Shared {
                 self.vips.remove(&address);
             }
         }
-        let mut missing = FilterWords::new();
+        if !touched.bits.is_empty() {
+            self.word(0);
+        }
         for bit in touched.bits.iter().filter(|bit| self.bits.contains_key(bit)) {
-            let programmed = self.words.entry(bit / 64).or_default();
-            if *programmed >> (bit % 64) & 1 == 0 {
-                *programmed |= 1 << (bit % 64);
+            let mask = 1 << (bit % 64);
+            let programmed = &mut self.words[(bit / 64) as usize];
+            if *programmed & mask == 0 {
+                *programmed |= mask;
                 self.programmed_bits += 1;
-                *missing.entry(bit / 64).or_default() |= 1 << (bit % 64);
+                match ops.filter.last_mut() {
+                    Some(Op::SetFilter(word, bits)) if *word == bit / 64 => *bits |= mask,
+                    _ => ops.filter.push(Op::SetFilter(bit / 64, mask)),
+                }
             }
         }
-        ops.filter = missing.into_iter().map(|(word, bits)| Op::SetFilter(word, bits)).collect();
         ops
     }
 }

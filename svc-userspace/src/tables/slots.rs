@@ -25,7 +25,7 @@ pub(super) struct Slots {
 }
 
 /// Slots that a range of `len` occupies; `None` if there is no such number.
-fn occupied(len: u32) -> Option<u32> {
+pub(super) fn occupied(len: u32) -> Option<u32> {
     len.checked_next_multiple_of(SLOTS_PER_LINE)
 }
 
@@ -152,6 +152,15 @@ impl Slots {
         }
         if offset + len > to {
             self.add(to, offset + len - to);
+        }
+    }
+
+    /// There are `capacity` slots now.
+    pub(super) fn grow(&mut self, capacity: u32) {
+        let (from, to) = (self.capacity, capacity - capacity % SLOTS_PER_LINE);
+        if to > from {
+            self.capacity = to;
+            self.insert(from, to - from);
         }
     }
 

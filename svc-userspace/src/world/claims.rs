@@ -6,13 +6,13 @@
 //! that is `tables`' business.
 
 use std::{
-    collections::{HashMap, HashSet},
     fmt,
     net::{IpAddr, SocketAddr},
 };
 
 use crate::{
     compile::{FrontendKind, PortTable},
+    hash::{HashMap, HashSet},
     model::{ObjectName, Protocol, Service},
 };
 

@@ -42,6 +42,7 @@ impl Place {
                 source_ranges: 16,
             },
             flows: 1024,
+            growth_limit: 1 << 30,
             config_flags: svc_common::config::CONFIG_SOCKET_HOST,
             programs_masquerade: false,
             xdp: svc_userspace::kernel::Xdp::Off,

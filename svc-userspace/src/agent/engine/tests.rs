@@ -29,6 +29,9 @@ struct Fake {
     vips_removed: Vec<IpAddr>,
     broken_filter: bool,
     trusted: bool,
+    /// What maps may grow to.
+    room: Option<Capacity>,
+    growths: usize,
 }
 
 impl Maps for Fake {
@@ -59,6 +62,12 @@ impl Maps for Fake {
             }
         }
         Ok(())
+    }
+
+    fn grow(&mut self, wanted: &Capacity) -> Result<Option<Capacity>, String> {
+        self.growths += 1;
+        let Some(room) = self.room else { return Ok(None) };
+        if wanted.services > room.services { Err("no memory left".to_owned()) } else { Ok(Some(*wanted)) }
     }
 
     fn sweep_filter(&mut self, used: FilterWords) -> Result<FilterWords, String> {
@@ -189,12 +198,31 @@ fn the_nodes_addresses_take_nothing_from_the_maps_before_everything_is_listed() 
     let found = Observed { vips: vec![(address, VIP_OUTSIDE)], ..Observed::default() };
     let metrics = Arc::new(Metrics::new(|| Ok(Snapshot::default())));
     let mut engine = Engine::new(Tables::adopt(CAPACITY, &found), Fake::default(), metrics);
-    engine.set_own_addresses([address].into(), 0);
+    engine.set_own_addresses(std::iter::once(address).collect(), 0);
     assert_eq!(engine.maps().calls, 0, "an agent of before wrote it, and serves");
     engine.change(Change::Synced);
     engine.interfaces_listed();
     engine.step(100, 0, 0);
     assert_eq!(engine.maps().vips_removed, [address]);
+}
+
+#[test]
+fn what_was_prepared_while_objects_were_listed_is_what_is_programmed() {
+    let mut engine = engine();
+    engine.interfaces_listed();
+    engine.change(slice("a", &[[10, 1, 0, 1], [10, 1, 0, 2]], None));
+    engine.change(service("a", 1));
+    assert!(engine.has_work(), "its slots can be computed");
+    while engine.has_work() {
+        engine.step(1, 0, 0);
+    }
+    engine.change(slice("a", &[[10, 1, 0, 1], [10, 1, 0, 2], [10, 1, 0, 3]], None));
+    engine.step(100, 0, 0);
+    assert_eq!((engine.maps().calls, engine.is_behind()), (0, true), "nothing is written");
+    engine.change(Change::Synced);
+    engine.step(100, 0, 0);
+    assert_eq!((engine.maps().frontends.len(), engine.maps().slots), (1, 1));
+    assert!(engine.is_synced() && !engine.is_behind());
 }
 
 #[test]
@@ -224,6 +252,39 @@ fn a_step_programs_no_more_than_it_may_and_the_rest_stays() {
     engine.step(4, 0, 0);
     assert_eq!(engine.maps().frontends.len(), 10);
     assert!(engine.maps().synced && !engine.has_work());
+}
+
+#[test]
+fn maps_grow_for_what_does_not_fit_and_nothing_is_refused_meanwhile() {
+    let mut engine = ready();
+    engine.maps().room = Some(Capacity { services: 1000, ..CAPACITY });
+    (1..=200).for_each(|port| engine.change(service(&format!("s{port}"), port)));
+    while engine.has_work() {
+        engine.step(16, 0, 0);
+    }
+    let growths = engine.maps().growths;
+    assert_eq!((engine.maps().frontends.len(), engine.has_refused(), engine.is_synced()), (200, false, true));
+    assert!((1..=2).contains(&growths), "it grows at once to what is needed: {growths}");
+    assert!(!engine.metrics.encode().expect("metrics").lines().any(|line| line.starts_with("svc_refused_ports{")));
+}
+
+#[test]
+fn what_maps_cannot_grow_for_is_refused_and_they_are_asked_again_later() {
+    let mut engine = ready();
+    engine.maps().room = Some(CAPACITY);
+    (1..=100).for_each(|port| engine.change(service(&format!("s{port}"), port)));
+    engine.step(1000, 0, 0);
+    assert_eq!((engine.maps().frontends.len(), engine.has_refused(), engine.maps().growths), (63, true, 1));
+    engine.tick(REFUSED_RETRY_MS);
+    engine.step(1000, REFUSED_RETRY_MS, 0);
+    assert_eq!(engine.maps().growths, 1, "not so soon");
+    engine.maps().room = Some(Capacity { services: 1000, ..CAPACITY });
+    let later = super::GROWTH_RETRY_MS + REFUSED_RETRY_MS;
+    engine.tick(later);
+    while engine.has_work() {
+        engine.step(1000, later, 0);
+    }
+    assert_eq!((engine.maps().frontends.len(), engine.has_refused(), engine.maps().growths), (100, false, 2));
 }
 
 #[test]

@@ -3,11 +3,9 @@
 //! It turns "this object is there" into "this object changed", and the end of a complete list into deletions. It never
 //! declares an object deleted unless a list was complete.
 
-use std::{
-    collections::HashMap,
-    hash::{DefaultHasher, Hash, Hasher},
-};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
+use crate::hash::HashMap;
 use crate::model::{ObjectName, Problem};
 use crate::source::convert::{Converted, Outcome};
 

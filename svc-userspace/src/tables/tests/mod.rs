@@ -5,6 +5,7 @@ mod maps;
 mod ports;
 mod random;
 mod refusals;
+pub(super) mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -52,7 +52,7 @@ fn what_is_released_while_operations_wait_rests_from_their_end_on() {
     let fits = |tables: &mut Tables, now| tables.update(&name(1), vec![simple(1, &[2], &[])], now).1.is_empty();
     tables.update(&name(0), vec![simple(0, &[1], &[])], 0);
     tables.update(&name(0), vec![], 0);
-    tables.hold(HashMap::new());
+    tables.hold(HashMap::default());
     assert!(!fits(&mut tables, 2 * REST_MS), "its removal may not have reached the maps yet");
     tables.resume(2 * REST_MS);
     assert!(!fits(&mut tables, 3 * REST_MS - 1), "flows of a moment ago name it");
