@@ -14,6 +14,20 @@ pub struct Config {
     pub flags: u32,
 }
 
+impl Config {
+    /// True if a frontend was removed in this unit of the clock or in the one before: who looks frontends up once in a unit
+    /// may not have seen it. (Once in 256 units it says so for nothing.)
+    #[inline(always)]
+    pub fn has_removal(&self, now: u32) -> bool {
+        now.wrapping_sub(self.flags >> CONFIG_REMOVAL_SHIFT) & 0xff <= 1
+    }
+
+    /// Notes that a frontend is removed in this unit of the clock.
+    pub fn set_removal(&mut self, now: u32) {
+        self.flags = self.flags & !CONFIG_REMOVAL | (now & 0xff) << CONFIG_REMOVAL_SHIFT;
+    }
+}
+
 /// Sockets of this host's processes are translated at connect and sendmsg.
 pub const CONFIG_SOCKET_HOST: u32 = 1 << 0;
 /// TCP sockets of pods are translated at connect.
@@ -28,6 +42,9 @@ pub const CONFIG_BRIDGES: u32 = 1 << 4;
 pub const CONFIG_SERVICE_CIDRS: u32 = 1 << 5;
 /// The programs masquerade flows that open from now on; otherwise nftables does.
 pub const CONFIG_MASQUERADE: u32 = 1 << 6;
+/// When a frontend was removed last: the eight bits of the monotonic clock's unit of 2^30 ns (1.07 s), in flags.
+pub const CONFIG_REMOVAL: u32 = 0xff << CONFIG_REMOVAL_SHIFT;
+const CONFIG_REMOVAL_SHIFT: u32 = 8;
 /// The agent has programmed every Service once. The programs never read it; it stays set while the dataplane forwards
 /// without an agent, because the maps stay complete.
 pub const CONFIG_SYNCED: u32 = 1 << 16;

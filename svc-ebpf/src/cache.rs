@@ -7,7 +7,7 @@
 //!   as without the cache, and the route as well;
 //! * as long as no route, neighbour or link has changed ([`Moment::generation`]);
 //! * for packets that came in by the same interface and fit the link they leave by;
-//! * of a datagram flow's requests, as long as the backend serves.
+//! * of a datagram flow's requests, as long as the backend serves and no frontend is removed.
 //!
 //! Packets that begin or end a connection never come here. Whoever opens a flow on a tuple anew takes the tuple's entry away
 //! ([`forget`]), and whoever made an entry looks once more whether the flow is still the one it was made of ([`remember`]): of the
@@ -159,7 +159,8 @@ pub fn known<A: Ip, F: Road<A>, T: Tables<A>>(
             && backend.service == cached.service
             && backend.address == cached.destination
             && backend.port == u16::from_be_bytes([cached.ports[2], cached.ports[3]]);
-        if !serves {
+        // The long way looks for the frontend.
+        if !serves || tables.has_removal() {
             return None;
         }
     }

@@ -27,6 +27,7 @@ use crate::{
     masquerade::{Outcome, Task, masquerade, try_port},
     open::{Attempt, attempt, claim_entry},
     packet::Packet,
+    recover::{recover, recover_one},
     scratch::Scratch,
     shortcut::{Road, Way, shortcut},
     tables::{Decisions, Insert, Tables},
@@ -169,6 +170,8 @@ pub struct HostTables<A> {
     pub masquerade_source: Option<A>,
     /// The clock, in units of 2^30 ns.
     pub now: u32,
+    /// CONFIG: when a frontend was removed last, by the clock.
+    pub removal: Option<u32>,
     /// Packets counted by service id.
     pub counted: HashMap<u32, u64>,
     /// CACHE.
@@ -200,6 +203,7 @@ impl<A: Ip> Default for HostTables<A> {
             programs_masquerade: false,
             masquerade_source: None,
             now: 1,
+            removal: None,
             counted: HashMap::new(),
             cache: HashMap::new(),
             moment: Moment { now: 0, generation: 0, mask: 0 },
@@ -423,6 +427,10 @@ impl<A: Ip + std::hash::Hash> Tables<A> for HostTables<A> {
         self.unusual.insert(unusual_place(source, destination));
     }
 
+    fn has_removal(&mut self) -> bool {
+        self.removal.is_some_and(|then| self.now.wrapping_sub(then) <= 1)
+    }
+
     fn has_bridges(&mut self) -> bool {
         self.interface.flags & INTERFACE_BRIDGE_PORT != 0
     }
@@ -527,6 +535,14 @@ impl<A: Ip + std::hash::Hash> Tables<A> for HostTables<A> {
 
     fn claim_entry(&mut self, scratch: &mut Scratch<A>) -> Insert {
         claim_entry(self, scratch)
+    }
+
+    fn recover(&mut self, scratch: &mut Scratch<A>) -> bool {
+        recover(self, scratch)
+    }
+
+    fn recover_one(&mut self, scratch: &mut Scratch<A>, number: u32) -> bool {
+        recover_one(self, scratch, number)
     }
 
     fn decide(&mut self, scratch: &mut Scratch<A>) -> Decision {

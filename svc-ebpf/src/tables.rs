@@ -21,6 +21,7 @@ use crate::{
     held::{hold, lead},
     masquerade::{masquerade, try_port},
     open::{attempt, claim_entry},
+    recover::{recover, recover_one},
 };
 
 /// What became of an entry that was to be made only if absent.
@@ -80,6 +81,8 @@ pub trait Tables<A>: Decisions<A> + Cache<A> {
     fn is_unusual(&mut self, source: &A, destination: &A) -> bool;
     /// Writes UNUSUAL, before such an entry is made.
     fn set_unusual(&mut self, source: &A, destination: &A);
+    /// CONFIG: a frontend was removed in this unit of time, or in the one before.
+    fn has_removal(&mut self) -> bool;
     /// CONFIG: some interface is a port of a bridge.
     fn has_bridges(&mut self) -> bool;
     /// True if one more packet may be refused now; takes it from what is allowed.
@@ -117,6 +120,10 @@ pub trait Tables<A>: Decisions<A> + Cache<A> {
     fn attempt(&mut self, scratch: &mut Scratch<A>, number: u32) -> Attempt;
     /// Calls [`claim_entry()`] with these tables; a function of its own for the same reason.
     fn claim_entry(&mut self, scratch: &mut Scratch<A>) -> Insert;
+    /// Calls [`recover()`] with these tables; a function of its own for the same reason.
+    fn recover(&mut self, scratch: &mut Scratch<A>) -> bool;
+    /// Calls [`recover_one()`] with these tables; a function of its own for the same reason.
+    fn recover_one(&mut self, scratch: &mut Scratch<A>, number: u32) -> bool;
     /// Calls [`decide()`] with these tables; a function of its own for the same reason.
     fn decide(&mut self, scratch: &mut Scratch<A>) -> Decision;
     /// Calls [`remember()`] with these tables; a function of its own for the same reason.

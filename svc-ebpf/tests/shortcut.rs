@@ -329,6 +329,9 @@ both_families! {
         };
         assert!(!known(&gone, &udp, UPLINK), "datagrams leave a backend that is gone");
         assert!(known(&gone, &tcp, UPLINK), "connections stay");
+        let removed = |tables: &mut HostTables<A>| tables.removal = Some(tables.now);
+        assert!(!known(&removed, &udp, UPLINK), "datagrams end with their frontend, and one was removed");
+        assert!(known(&removed, &tcp, UPLINK), "connections stay");
         let moved = |tables: &mut HostTables<A>| tables.backends.values_mut().for_each(|backend| backend.port += 1);
         assert!(!known(&moved, &udp, UPLINK), "the backend's id is another's");
         let mut left = tcp.clone();

@@ -7,6 +7,10 @@ use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 
+pub use self::asking::{Asking, Asks, GIVEN_CONDITION, Has};
+
+mod asking;
+
 /// `namespace/name` of an object.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectName {

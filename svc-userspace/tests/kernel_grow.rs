@@ -15,7 +15,7 @@ use svc_common::{
 use svc_userspace::{
     kernel::{Dataplane, InterfaceSpec, LinkLayer, Options, cleanup},
     model::Protocol,
-    tables::{BackendValue, Capacity, FrontendAddress, Observed, Op},
+    tables::{BackendValue, Capacity, FrontendAddress, Observed, Op, Sets},
 };
 
 fn start(options: &Options) -> (Dataplane, Observed) {
@@ -29,8 +29,14 @@ fn operations(number: u8) -> Vec<Op> {
     (name.namespace[0], name.name[0]) = (b'n', b'a' + number);
     let id = u32::from(number) + 1;
     let of = |address: String, port: u16| format!("{address}:{port}").parse().expect("an address");
-    let backend =
-        |address| BackendValue { address, state: BackendState::Active, local: true, generation: id, service: id };
+    let backend = |address| BackendValue {
+        address,
+        state: BackendState::Active,
+        local: true,
+        generation: id,
+        service: id,
+        sets: Sets { cluster: true, local: false },
+    };
     let frontend = |address| FrontendAddress { address, protocol: Protocol::Tcp };
     let range = SlotRange { offset: u32::from(number) * 48, len: 33 };
     let value = Frontend { service: id, flags: FLAG_CLUSTER_IP, affinity_seconds: 0, inside: range, outside: range };

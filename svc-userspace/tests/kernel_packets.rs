@@ -165,11 +165,12 @@ impl Kernel {
         }
         let bridges = if world.v4.interface.flags & INTERFACE_BRIDGE_PORT != 0 { CONFIG_BRIDGES } else { 0 };
         let filter = if world.v4.is_filtered { CONFIG_FILTER } else { 0 };
-        let config = Config {
+        let mut config = Config {
             masquerade_mark: MARK,
             flags: bridges | filter | masquerade | CONFIG_SERVICE_CIDRS,
             ..Config::default()
         };
+        config.set_removal(world.v4.removal.unwrap_or(world.v4.now.wrapping_add(128)));
         self.map::<Array<_, Config>>("CONFIG").set(0, config, 0).unwrap();
         self.map::<HashMap<_, u32, Interface>>("INTERFACES").insert(INTERFACE, world.v4.interface, 0).unwrap();
     }

@@ -10,7 +10,7 @@ use k8s_openapi::{
     api::{
         apps::v1::DaemonSet,
         core::v1::{ConfigMap, Namespace, PodSpec, Service, ServiceAccount},
-        rbac::v1::{ClusterRole, ClusterRoleBinding},
+        rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding},
     },
     serde::{Serialize, de::DeserializeOwned},
 };
@@ -50,6 +50,8 @@ fn as_its_kind(document: &Value) -> Value {
         "ConfigMap" => read::<ConfigMap>,
         "DaemonSet" => read::<DaemonSet>,
         "Namespace" => read::<Namespace>,
+        "Role" => read::<Role>,
+        "RoleBinding" => read::<RoleBinding>,
         "Service" => read::<Service>,
         "ServiceAccount" => read::<ServiceAccount>,
         other => panic!("{other}: this test does not know the kind"),
@@ -118,7 +120,9 @@ fn rendered_agents_run_everywhere_and_only_the_base_is_privileged() {
     for (directory, privileged, ports) in [
         ("base", true, &["health"][..]),
         ("overlays/capabilities", false, &["health"]),
+        ("overlays/confined", false, &["health"]),
         ("overlays/dns", true, &["dns", "dns-tcp", "health"]),
+        ("overlays/pools", true, &["health"]),
     ] {
         let Some(pod) = rendered(directory) else { return };
         assert_eq!((pod.host_network, pod.service_account_name.as_deref()), (Some(true), Some("svc")), "{directory}");
@@ -134,7 +138,14 @@ fn rendered_agents_run_everywhere_and_only_the_base_is_privileged() {
         let security = container.security_context.as_ref().unwrap();
         assert_eq!(security.privileged, Some(privileged), "{directory}");
         let added = security.capabilities.as_ref().and_then(|it| it.add.clone()).unwrap_or_default();
-        assert_eq!(added.is_empty(), privileged, "{directory}: {added:?}");
+        let four = ["BPF", "PERFMON", "NET_ADMIN", "NET_BIND_SERVICE"];
+        assert_eq!(added, if privileged { &[][..] } else { &four[..] }, "{directory}");
+        assert_eq!(security.read_only_root_filesystem, Some(true), "{directory}");
+        if !privileged {
+            assert_eq!(security.allow_privilege_escalation, Some(false), "{directory}");
+            let dropped = security.capabilities.as_ref().and_then(|it| it.drop.clone()).unwrap_or_default();
+            assert_eq!(dropped, ["ALL"], "{directory}");
+        }
         let volumes: Vec<_> = pod.volumes.unwrap().into_iter().map(|volume| volume.name).collect();
         let mounts = container.volume_mounts.as_ref().unwrap();
         assert!(mounts.iter().all(|mount| volumes.contains(&mount.name)), "{directory}: {mounts:?}");
@@ -168,6 +179,49 @@ fn the_agent_that_serves_names_has_the_nodes_address_and_port_53() {
     let pod = rendered("overlays/capabilities").expect("rendered");
     let added = pod.containers[0].security_context.as_ref().and_then(|it| it.capabilities.as_ref()?.add.clone());
     assert!(added.is_some_and(|added| added.iter().any(|it| it == "NET_BIND_SERVICE")));
+}
+
+/// What a rule of a role allows: resources, and verbs.
+fn allowed(rules: Option<Vec<PolicyRule>>) -> Vec<(String, String)> {
+    let rules = rules.unwrap_or_default().into_iter();
+    let each = rules.flat_map(|rule| {
+        let resources = rule.resources.unwrap_or_default();
+        resources.into_iter().map(move |resource| (resource, rule.verbs.join(" ")))
+    });
+    each.collect()
+}
+
+#[test]
+fn the_base_writes_nothing_and_pools_write_a_lease_a_status_and_events() {
+    let root = workspace::root().join("deploy");
+    for document in documents(&root.join("base/rbac.yaml")).iter().filter(|it| it["kind"] == "ClusterRole") {
+        let role: ClusterRole = serde_json::from_value(document.clone()).unwrap();
+        for (resource, verbs) in allowed(role.rules) {
+            assert!(verbs.split(' ').all(|verb| ["get", "list", "watch"].contains(&verb)), "{resource}: {verbs}");
+        }
+    }
+    let documents = documents(&root.join("overlays/pools/rbac.yaml"));
+    let rules = |kind: &str| {
+        let document = documents.iter().find(|document| document["kind"] == kind).unwrap();
+        let rules: Vec<PolicyRule> = serde_json::from_value(document["rules"].clone()).unwrap();
+        allowed(Some(rules))
+    };
+    let pair = |resource: &str, verbs: &str| (resource.to_owned(), verbs.to_owned());
+    assert_eq!(rules("ClusterRole"), [pair("services/status", "patch"), pair("events", "create patch")]);
+    assert_eq!(rules("Role"), [pair("leases", "create"), pair("leases", "get update")]);
+}
+
+#[test]
+fn the_agent_with_pools_reads_them_from_the_directory_that_is_mounted() {
+    let Some(pod) = rendered("overlays/pools") else { return };
+    let [container] = &pod.containers[..] else { panic!("one container") };
+    let variables = container.env.as_deref().unwrap_or_default();
+    let file = variables.iter().find(|it| it.name == "SVC_POOLS").and_then(|it| it.value.clone()).unwrap();
+    let mount = container.volume_mounts.iter().flatten().find(|mount| mount.name == "pools").unwrap();
+    let name = file.strip_prefix(&format!("{}/", mount.mount_path)).unwrap();
+    assert_eq!(mount.sub_path, None, "a file that is mounted by itself never changes");
+    let map = &documents(&workspace::root().join("deploy/overlays/pools/pools.yaml"))[0];
+    assert!(map["data"][name].is_string(), "{name}");
 }
 
 #[test]
@@ -232,4 +286,48 @@ fn examples_are_services_whose_ports_and_names_are_unique() {
     let all = node_ports.len();
     node_ports.dedup();
     assert_eq!(node_ports.len(), all, "two Services share a node port");
+}
+
+/// What a seccomp profile allows without looking at arguments, by name.
+fn allowed_calls(profile: &Value) -> Vec<&str> {
+    let rules = profile["syscalls"].as_array().expect("rules");
+    let plain = rules.iter().filter(|rule| rule.get("args").is_none());
+    plain.flat_map(|rule| rule["names"].as_array().expect("names")).map(|name| name.as_str().expect("a name")).collect()
+}
+
+#[test]
+fn the_confined_agent_has_the_profile_that_is_here_and_it_opens_nothing_else() {
+    let text = std::fs::read_to_string(workspace::root().join("deploy/seccomp/svc.json")).unwrap();
+    let profile: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(profile["defaultAction"], "SCMP_ACT_ERRNO");
+    let names = allowed_calls(&profile);
+    let distinct: std::collections::BTreeSet<_> = names.iter().collect();
+    assert_eq!(distinct.len(), names.len(), "a name stands twice");
+    for needed in
+        ["bpf", "socket", "epoll_wait", "epoll_pwait", "openat", "mmap", "capset", "prctl", "inotify_add_watch"]
+    {
+        assert!(names.contains(&needed), "{needed}");
+    }
+    for closed in
+        ["mount", "unshare", "setns", "ptrace", "perf_event_open", "init_module", "clone", "clone3", "fork", "keyctl"]
+    {
+        assert!(!names.contains(&closed), "{closed}");
+    }
+    let Some(pod) = rendered("overlays/confined") else { return };
+    let security = pod.containers[0].security_context.as_ref().unwrap();
+    let seccomp = security.seccomp_profile.as_ref().unwrap();
+    assert_eq!((&*seccomp.type_, seccomp.localhost_profile.as_deref()), ("Localhost", Some("svc.json")));
+}
+
+#[test]
+fn the_agent_may_only_read_what_it_needs() {
+    let documents = documents(&workspace::root().join("deploy/base/rbac.yaml"));
+    let role = documents.iter().find(|document| document["kind"] == "ClusterRole").expect("a role");
+    let rules = role["rules"].as_array().expect("rules");
+    let mut resources = Vec::new();
+    for rule in rules {
+        assert_eq!(rule["verbs"], serde_json::json!(["list", "watch"]), "{rule}");
+        resources.extend(rule["resources"].as_array().expect("resources").iter().filter_map(Value::as_str));
+    }
+    assert_eq!(resources, ["services", "endpointslices", "nodes"]);
 }

@@ -168,6 +168,7 @@ impl Cluster {
         let programmed = log.wait(PROGRAMMED)?;
         outcome.adopted = between(begin, programmed);
         outcome.adopted_after_list = between(log.wait(LISTED)?, programmed);
+        outcome.repair = repair(agent)?;
         Ok(outcome)
     }
 
@@ -221,8 +222,28 @@ impl Cluster {
     }
 }
 
+/// Work of a whole comparison of the maps, and the most of it that was done at once, seconds; it has to find nothing.
+fn repair(agent: &Agent) -> Result<(f64, f64)> {
+    // The first one begins a minute after the start, and a scrape is not to disturb it.
+    thread::sleep(Duration::from_secs(75));
+    svc_lab::until("a comparison of the maps", Duration::from_secs(240), || {
+        let metrics = scrape(agent).map_err(|error| error.to_string())?;
+        let value = |name: &str| -> Option<f64> {
+            let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            line?.parse().ok()
+        };
+        match (value("svc_repair_passes_total"), value("svc_repair_work_seconds")) {
+            (Some(1.0..), Some(work)) if !metrics.contains("svc_repairs_total{") => {
+                Ok((work, value("svc_repair_longest_slice_seconds").unwrap_or(f64::NAN)))
+            }
+            (passes, _) => Err(format!("{passes:?} comparisons, or one that found something")),
+        }
+    })
+    .map_err(Into::into)
+}
+
 /// Asks for the metrics, however long it takes.
-fn scrape(agent: &Agent) -> Result<()> {
+fn scrape(agent: &Agent) -> Result<String> {
     let ask = || -> std::io::Result<Vec<u8>> {
         let mut stream = TcpStream::connect(SocketAddr::from(METRICS))?;
         write!(stream, "GET /metrics HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")?;
@@ -232,5 +253,5 @@ fn scrape(agent: &Agent) -> Result<()> {
     };
     let answer = agent.node().enter(ask)??;
     ensure!(answer.starts_with(b"HTTP/1.1 200"), "the agent has no metrics");
-    Ok(())
+    Ok(String::from_utf8_lossy(&answer).into_owned())
 }

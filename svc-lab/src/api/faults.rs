@@ -54,6 +54,8 @@ pub(super) struct Faults {
     pub(super) fail: (u32, u16),
     /// Watches of each resource still to refuse, and how.
     pub(super) gone: HashMap<Resource, (u32, Gone)>,
+    /// Writes of each resource whose answers are still to be lost.
+    pub(super) lost: HashMap<Resource, u32>,
     pub(super) duplicate: bool,
     pub(super) refuse: bool,
     /// Bookmarks asked for so far.
@@ -75,6 +77,14 @@ impl Faults {
         let (left, status) = &mut self.fail;
         *left = left.checked_sub(1)?;
         Some(*status)
+    }
+
+    /// Whether the answer to the next write of a resource is lost.
+    pub(super) fn take_loss(&mut self, resource: Resource) -> bool {
+        let left = self.lost.entry(resource).or_default();
+        let lost = *left > 0;
+        *left -= u32::from(lost);
+        lost
     }
 
     /// How the next watch of a resource is refused.

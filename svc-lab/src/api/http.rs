@@ -4,11 +4,11 @@ use std::{collections::HashMap, time::Duration};
 
 use axum::{
     Json, Router,
-    body::Body,
+    body::{Body, Bytes},
     extract::{Path, Query, State as Extract},
-    http::{Method, StatusCode, header},
+    http::{HeaderMap, Method, StatusCode, header},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{MethodRouter, get, post},
 };
 use serde_json::{Value, json};
 
@@ -17,6 +17,7 @@ use super::{
     selector::Selector,
     store::Page,
     stream::{self, Request},
+    write::{self, Target},
 };
 
 type Parameters = HashMap<String, String>;
@@ -26,11 +27,12 @@ const WATCH_SECONDS: u64 = 1800;
 
 pub(super) fn router(api: Api) -> Router {
     let mut router = Router::new();
-    for resource in Resource::ALL {
+    for resource in Resource::STORED {
         let (group, plural) = match resource {
             Resource::Services => ("/api/v1", "services"),
             Resource::EndpointSlices => ("/apis/discovery.k8s.io/v1", "endpointslices"),
             Resource::Nodes => ("/api/v1", "nodes"),
+            Resource::Leases => ("/apis/coordination.k8s.io/v1", "leases"),
         };
         let collection = move |Extract(api): Extract<Api>, Query(parameters): Query<Parameters>| {
             respond(api, resource, String::new(), parameters)
@@ -42,12 +44,14 @@ pub(super) fn router(api: Api) -> Router {
                                    Query(parameters): Query<Parameters>| {
                 respond(api, resource, namespace, parameters)
             };
-            let object = move |Extract(api): Extract<Api>, Path((namespace, name)): Path<(String, String)>| {
-                object(api, resource, namespace, name)
+            let new = move |Extract(api): Extract<Api>, Path(namespace): Path<String>, Json(new): Json<Value>| {
+                write::create(api, resource, namespace, new)
             };
+            let path = format!("{group}/namespaces/{{namespace}}/{plural}");
             router = router
-                .route(&format!("{group}/namespaces/{{namespace}}/{plural}"), get(collection))
-                .route(&format!("{group}/namespaces/{{namespace}}/{plural}/{{name}}"), get(object));
+                .route(&path, get(collection).post(new))
+                .route(&format!("{path}/{{name}}"), one(resource, false))
+                .route(&format!("{path}/{{name}}/status"), one(resource, true));
         } else {
             let object =
                 move |Extract(api): Extract<Api>, Path(name): Path<String>| object(api, resource, String::new(), name);
@@ -66,6 +70,25 @@ pub(super) fn router(api: Api) -> Router {
         .with_state(api)
 }
 
+/// What can be done to an object of a namespace, or to its status.
+fn one(resource: Resource, status: bool) -> MethodRouter<Api> {
+    let target = move |(namespace, name)| Target { resource, namespace, name };
+    let get = get(move |Extract(api): Extract<Api>, Path((namespace, name)): Path<(String, String)>| {
+        object(api, resource, namespace, name)
+    });
+    let get = get.put(move |Extract(api): Extract<Api>, Path(path): Path<(String, String)>, Json(new): Json<Value>| {
+        write::replace(api, target(path), new)
+    });
+    get.patch(
+        async move |Extract(api): Extract<Api>, Path(path): Path<(String, String)>, headers: HeaderMap, body: Bytes| {
+            match serde_json::from_slice(&body) {
+                Ok(patch) => write::patch(api, target(path), status, &headers, patch).await,
+                Err(error) => failure(400, "BadRequest", &error.to_string()),
+            }
+        },
+    )
+}
+
 /// An object of kind `Status`.
 pub(super) fn status(code: u16, reason: &str, message: &str) -> Value {
     json!({
@@ -74,13 +97,13 @@ pub(super) fn status(code: u16, reason: &str, message: &str) -> Value {
     })
 }
 
-fn failure(code: u16, reason: &str, message: &str) -> Response {
+pub(super) fn failure(code: u16, reason: &str, message: &str) -> Response {
     let http = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     (http, Json(status(code, reason, message))).into_response()
 }
 
 /// The failure that has been asked for, after the delay that has been asked for.
-async fn trouble(api: &Api) -> Option<Response> {
+pub(super) async fn trouble(api: &Api) -> Option<Response> {
     let delay = api.state().faults.delay;
     if !delay.is_zero() {
         tokio::time::sleep(delay).await;
@@ -212,10 +235,14 @@ async fn object(api: Api, resource: Resource, namespace: String, name: String) -
 }
 
 /// Records an event.
-async fn event(Extract(api): Extract<Api>, method: Method, Json(event): Json<Value>) -> Response {
+async fn event(Extract(api): Extract<Api>, method: Method, body: Bytes) -> Response {
     if let Some(trouble) = trouble(&api).await {
         return trouble;
     }
+    let event: Value = match serde_json::from_slice(&body) {
+        Ok(event) => event,
+        Err(error) => return failure(400, "BadRequest", &error.to_string()),
+    };
     api.change(|state| state.events.push(event.clone()));
     let code = if method == Method::POST { StatusCode::CREATED } else { StatusCode::OK };
     (code, Json(event)).into_response()

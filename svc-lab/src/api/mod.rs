@@ -1,8 +1,8 @@
 //! A double of the Kubernetes API server: list and watch of Services, EndpointSlices and Nodes over plain HTTP, as the
-//! real one does them, with faults on demand.
+//! real one does them, writes of these and of Leases with its preconditions, and faults on demand.
 //!
 //! The real client is what is tested against it. It validates nothing: whatever a test puts in, clients get. It never
-//! does anything by itself; only the methods of [`Api`] and posted events change what it holds.
+//! does anything by itself; only the methods of [`Api`] and what clients write change what it holds.
 //!
 //! ```no_run
 //! # async fn example() -> std::io::Result<()> {
@@ -21,6 +21,7 @@ mod listener;
 mod selector;
 mod store;
 mod stream;
+mod write;
 
 use std::{
     collections::HashMap,
@@ -45,11 +46,15 @@ pub enum Resource {
     EndpointSlices,
     /// `/api/v1/nodes`.
     Nodes,
+    /// `/apis/coordination.k8s.io/v1/leases`.
+    Leases,
 }
 
 impl Resource {
-    /// All of them.
+    /// Those that every agent follows.
     pub const ALL: [Self; 3] = [Self::Services, Self::EndpointSlices, Self::Nodes];
+    /// All of them.
+    pub(crate) const STORED: [Self; 4] = [Self::Services, Self::EndpointSlices, Self::Nodes, Self::Leases];
 
     /// `kind` of its objects.
     pub fn kind(self) -> &'static str {
@@ -57,6 +62,7 @@ impl Resource {
             Self::Services => "Service",
             Self::EndpointSlices => "EndpointSlice",
             Self::Nodes => "Node",
+            Self::Leases => "Lease",
         }
     }
 
@@ -65,6 +71,7 @@ impl Resource {
         match self {
             Self::Services | Self::Nodes => "v1",
             Self::EndpointSlices => "discovery.k8s.io/v1",
+            Self::Leases => "coordination.k8s.io/v1",
         }
     }
 
@@ -74,7 +81,7 @@ impl Resource {
     }
 
     fn of(kind: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|resource| resource.kind() == kind)
+        Self::STORED.into_iter().find(|resource| resource.kind() == kind)
     }
 }
 
@@ -104,6 +111,8 @@ struct State {
     faults: Faults,
     counters: Counters,
     events: Vec<Value>,
+    /// What clients have written.
+    writes: Vec<(Resource, String, String)>,
 }
 
 /// The API server: what it holds and what it does wrong. Clones share both.
@@ -235,6 +244,18 @@ impl Api {
     /// Answers the next `requests` requests with an HTTP status of failure.
     pub fn fail(&self, requests: u32, status: u16) {
         self.change(|state| state.faults.fail = (requests, status));
+    }
+
+    /// Loses the answers to the next `writes` writes of a resource: they are carried out, and their clients cannot know.
+    pub fn lose_answers(&self, resource: Resource, writes: u32) {
+        self.change(|state| state.faults.lost.insert(resource, writes));
+    }
+
+    /// What clients have written so far: namespaces and names, oldest first.
+    pub fn writes(&self, resource: Resource) -> Vec<(String, String)> {
+        let state = self.state();
+        let of = state.writes.iter().filter(|(of, ..)| *of == resource);
+        of.map(|(_, namespace, name)| (namespace.clone(), name.clone())).collect()
     }
 
     /// Waits this long before every answer.

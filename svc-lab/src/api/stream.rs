@@ -123,7 +123,7 @@ impl Watch {
     fn gather(&mut self) -> bool {
         let api = self.open.0.clone();
         let mut state = api.state();
-        let State { store, faults, counters, events: _ } = &mut *state;
+        let State { store, faults, counters, .. } = &mut *state;
         let bookmarks = counters.bookmarks;
         if self.cut.is_none()
             && let Some(&cut) = faults.cuts.get(self.cuts)

@@ -6,9 +6,13 @@ mod cluster;
 mod interrupt;
 mod names;
 mod paths;
+mod pools;
 mod table;
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, bail};
 
@@ -51,8 +55,11 @@ fn show(options: &Options, svc: &Path, services: cluster::Services) -> Result<()
     let shop = cluster::Shop::open(&lab, services)?;
     println!("Starting an agent on each node …");
     let mut agents = Vec::new();
+    let file = pools::write(&lab)?;
+    let file = file.to_str().context("the lab's directory has a strange name")?;
     for node in lab.nodes() {
-        let mut agent = lab.agent(node.index, Source::Manifests(shop.manifests.path()), &[&names::argument(node)])?;
+        let arguments = [&names::argument(node), "--pools", file];
+        let mut agent = lab.agent(node.index, Source::Manifests(shop.manifests.path()), &arguments)?;
         agent.set_program(svc);
         agent.start()?;
         agents.push(agent);
@@ -60,13 +67,16 @@ fn show(options: &Options, svc: &Path, services: cluster::Services) -> Result<()
     for agent in &mut agents {
         agent.wait_ready()?;
     }
+    let given = pools::given(&agents, &shop)?;
+    let texts: Vec<String> = given.iter().map(ToString::to_string).collect();
+    println!("Out of a pool, Service {} got {} …", shop.services.load_balancer.name(), texts.join(" and "));
     println!();
-    let mut rows = paths::walk(&lab, &shop);
+    let mut rows = paths::walk(&lab, &shop, &given);
     rows.extend(names::walk(&lab, &shop));
     interrupt::hold();
     let (failed, total) = table::print(&rows)?;
     println!();
-    hints(&lab, svc, options);
+    hints(&lab, svc, options, &given);
     if failed > 0 {
         for agent in &agents {
             println!("\nLast words of the agent of {}:\n{}", agent.node().name(), agent.log_tail());
@@ -77,7 +87,7 @@ fn show(options: &Options, svc: &Path, services: cluster::Services) -> Result<()
     Ok(())
 }
 
-fn hints(lab: &Lab, svc: &Path, options: &Options) {
+fn hints(lab: &Lab, svc: &Path, options: &Options, given: &[IpAddr]) {
     let svc = svc.display();
     println!("What to try next");
     if !options.keep {
@@ -85,16 +95,17 @@ fn hints(lab: &Lab, svc: &Path, options: &Options) {
         println!("  another pod network:                add --cni bridge, or --cni vxlan");
         return;
     }
+    let Some(vip) = given.iter().find(|address| address.is_ipv4()) else { return };
     let node = lab.node(1);
     let bpffs = node.bpffs.display();
     let exe = std::env::current_exe().map_or_else(|_| "svc-lab".into(), |path| path.display().to_string());
     println!("  what node1 knows:     {} {svc} services --bpffs {bpffs}", enter(node));
     println!("                        {} {svc} status --bpffs {bpffs}", enter(node));
     println!("                        {} {svc} flows --bpffs {bpffs}", enter(node));
-    println!("  why it goes there:    {} {svc} explain 198.51.100.10 203.0.113.10:80 --bpffs {bpffs}", enter(node));
+    println!("  why it goes there:    {} {svc} explain 198.51.100.10 {vip}:80 --bpffs {bpffs}", enter(node));
     println!("  what the kernel has:  bpftool map dump pinned {bpffs}/layout-2/maps/FRONTENDS_V4");
     println!("                        bpftool prog show");
-    println!("  ask from outside:     ip netns exec {} {exe} probe tcp 203.0.113.10:80", lab.outside().namespace());
+    println!("  ask from outside:     ip netns exec {} {exe} probe tcp {vip}:80", lab.outside().namespace());
     println!("  a shell on node1:     ip netns exec {} bash", node.namespace());
     println!("  change a Service:     edit the files in {}", lab.directory().join("manifests").display());
     println!("  the agents' logs:     {}", lab.logs().display());

@@ -3,8 +3,12 @@
 
 mod api;
 mod changes;
+mod confined;
 mod grow;
+mod hostile;
 mod input;
 mod pins;
+mod privileges;
+mod repair;
 mod restart;
 mod shop;

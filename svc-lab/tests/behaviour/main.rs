@@ -3,6 +3,7 @@
 mod adoption;
 mod dns;
 mod doors;
+mod elected;
 mod feed;
 mod health;
 mod kinds;

@@ -8,7 +8,7 @@ use svc_lab::{Protocol, Service};
 use crate::{
     doors::{BOTH, Expected, Kind, doors, lead_to, loopback},
     feed::Feed,
-    shop::{NODE_PORT, PORT, Shop, TARGET, cluster_ips, external, service},
+    shop::{NODE_PORT, PORT, Shop, TARGET, cluster_ips, eventually, external, service},
 };
 
 /// A port as a Service has it: number, node port, protocols, target.
@@ -75,7 +75,9 @@ fn numbers_protocols_node_ports_and_targets_change_at_run_time() -> Result<()> {
         // What the port was, if it is not that any more.
         let gone = port.doors(&shop, before.number, before.node, servers);
         expected.extend(gone.into_iter().filter(|(_, servers)| servers.is_empty()));
-        shop.has(&expected).context(what)?;
+        // Of another target the frontends say nothing.
+        shop.shows(&expected).context(what)?;
+        eventually(what, || shop.answers(&expected))?;
         before = port;
     }
     Ok(())

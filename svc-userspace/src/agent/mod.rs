@@ -17,19 +17,26 @@ use std::{
 
 use anyhow::Context;
 use svc_common::Scope;
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
 
-use self::{engine::Engine, links::Links};
+use self::{
+    engine::Engine,
+    links::Links,
+    repair::{Repair, report},
+};
 pub use self::{
     options::{Masquerade, Options, Source},
     start::run,
 };
 use crate::{
-    balancer::{follow::News, local::Local},
+    balancer::{elected::drive::Elected, follow::News, local::Local, pools::Pools},
     dns,
     health::{self, Health},
     interfaces::{self, InterfaceEvent},
-    kernel::Dataplane,
+    kernel::{Dataplane, Repaired},
     metrics::Metrics,
     model::Change,
     sockets::Gone,
@@ -43,6 +50,7 @@ mod links;
 mod maps;
 pub mod node;
 mod options;
+mod repair;
 mod start;
 
 /// Services programmed before interface events get their turn.
@@ -69,8 +77,13 @@ struct Agent {
     dns: Option<dns::Handle>,
     /// Gives addresses of pools to Services, before anybody else sees them.
     balancer: Option<Local>,
+    /// Gives them to those of the API, if it is elected.
+    elected: Option<(Elected, watch::Sender<Pools>)>,
     pools: Option<mpsc::Receiver<News>>,
     started: Instant,
+    repair: Repair,
+    /// The addresses to masquerade with are not in the maps.
+    lacks_sources: bool,
     /// Services programmed since memory was given back.
     untrimmed: usize,
     changes: mpsc::Receiver<Change>,
@@ -96,9 +109,13 @@ impl Agent {
                 // that are there come in one batch, so those which came together are compiled together.
                 signal = &mut stop => {
                     tracing::info!(signal, "stopping; the dataplane keeps forwarding");
+                    if let Some((elected, _)) = self.elected.take() {
+                        elected.resign().await;
+                    }
                     return Ok(());
                 }
                 _ = tick.tick() => self.tick(),
+                () = self.repair.is_due() => self.repair(),
                 result = &mut source => {
                     result.context("the source stopped unexpectedly")?.context("cannot read Services")?;
                     anyhow::bail!("the source ended although nobody stopped it");
@@ -139,6 +156,9 @@ impl Agent {
         let now_ms = self.now_ms();
         self.engine.tick(now_ms);
         self.links.retry(self.engine.maps(), &self.metrics, now_ms);
+        if self.lacks_sources {
+            self.set_masquerade_sources(false);
+        }
         self.report();
         if self.untrimmed >= SERVICES_A_TRIM && self.engine.is_synced() && !self.engine.has_work() {
             self.untrimmed = 0;
@@ -179,6 +199,10 @@ impl Agent {
         match news {
             Ok(pools) => {
                 self.metrics.no_problem("File", &file);
+                if let Some((_, elected)) = &self.elected {
+                    elected.send_replace(pools);
+                    return;
+                }
                 self.health.changed(Instant::now());
                 let changes = self.balancer.as_mut().map(|balancer| balancer.set_pools(pools)).unwrap_or_default();
                 for change in changes {
@@ -223,14 +247,14 @@ impl Agent {
                     if leads_out { self.ways_out.insert(spec.index) } else { self.ways_out.remove(&spec.index) };
                 if is_new {
                     // Before packets leave by it: they could not be masqueraded.
-                    self.set_masquerade_sources();
+                    self.set_masquerade_sources(false);
                 }
                 self.links.set(spec, self.engine.maps(), &self.metrics, now_ms);
             }
             InterfaceEvent::Gone(index) => {
                 self.links.gone(index, self.engine.maps());
                 if self.ways_out.remove(&index) {
-                    self.set_masquerade_sources();
+                    self.set_masquerade_sources(false);
                 }
             }
             InterfaceEvent::Addresses(addresses) => {
@@ -241,7 +265,7 @@ impl Agent {
                 };
                 self.addresses = addresses.into_iter().map(local).collect();
                 self.set_node();
-                self.set_masquerade_sources();
+                self.set_masquerade_sources(false);
             }
             InterfaceEvent::Synced => {
                 self.set_node();
@@ -255,11 +279,17 @@ impl Agent {
         }
     }
 
-    fn set_masquerade_sources(&mut self) {
+    /// Writes the addresses to masquerade with; `unchanged`: they are expected to be there already.
+    fn set_masquerade_sources(&mut self, unchanged: bool) {
         let sources = node::masquerade_sources(self.ways_out.iter().copied(), &self.addresses);
-        if let Err(error) = self.engine.maps().set_masquerade_sources(&sources) {
-            tracing::error!("cannot write the addresses to masquerade with: {:#}", anyhow::Error::from(error));
-        }
+        let written = self.engine.maps().set_masquerade_sources(&sources);
+        self.lacks_sources = written.is_err();
+        let repaired = written.map(|count| {
+            let message = || format!("{count} addresses to masquerade with had been changed");
+            let changed = unchanged && count > 0;
+            if changed { vec![Repaired { what: "MASQUERADE", message: message() }] } else { Vec::new() }
+        });
+        report("masquerade_sources", repaired, &self.metrics);
     }
 
     fn set_node(&mut self) {

@@ -1,6 +1,6 @@
 //! What the agent has to be told. It checks nothing: the command line does.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 
@@ -53,6 +53,8 @@ pub struct Options {
     pub external_ips: bool,
     /// Pools of addresses for Services of type LoadBalancer, and who may ask them.
     pub pools: Option<(PathBuf, Claims)>,
+    /// Namespace of the Lease by which the one is elected that gives addresses to the Services of the API.
+    pub lease_namespace: String,
     /// Prefixes of cluster IPs, if known.
     pub service_cidrs: Vec<IpNet>,
     /// Root of the pins.
@@ -65,6 +67,8 @@ pub struct Options {
     pub healthz_address: SocketAddr,
     /// The DNS server, if there is to be one.
     pub dns: Option<dns::Options>,
+    /// How often the kernel is compared with what was made of it; `None`: never.
+    pub repair_interval: Option<Duration>,
     /// Entries of each flow table.
     pub flows: u32,
     /// Most kernel memory that maps may grow to, bytes; 0: they keep their sizes.

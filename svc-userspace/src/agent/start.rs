@@ -1,12 +1,12 @@
 //! From options to a running agent: the source, the dataplane, and all that runs beside the loop, in the order in which one
 //! needs another. Nothing here runs a second time.
 
-use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Instant};
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc, time::Instant};
 
 use anyhow::Context;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, watch},
     task::JoinHandle,
 };
 
@@ -15,9 +15,15 @@ use super::{
     engine::{self, Engine},
     links::Links,
     options::{Masquerade, Options, Source},
+    repair::Repair,
 };
 use crate::{
-    balancer::{self, local::Local},
+    balancer::{
+        self,
+        elected::{self, drive::Elected},
+        local::Local,
+        pools::Pools,
+    },
     dns,
     health::{self, Health},
     interfaces::{self, InterfaceOptions},
@@ -25,7 +31,7 @@ use crate::{
     masquerade::{self, MasqueradeError},
     metrics::Metrics,
     model::{Change, Claims},
-    sockets,
+    privileges, sockets,
     source::{self, SourceError, SourceOptions},
 };
 
@@ -35,12 +41,12 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     // A client that cannot be made is known before the kernel is touched.
     let source = connect(&options.source).await?;
-    let (balancer, pools, claims) = match &options.pools {
-        Some((file, claims)) => {
+    let (pools, pools_news) = match &options.pools {
+        Some((file, _)) => {
             let (pools, news) = balancer::follow::start(file).context("cannot use the pools")?;
-            (Some(Local::new(pools)), Some(news), *claims)
+            (Some(pools), Some(news))
         }
-        None => (None, None, Claims::Nobody),
+        None => (None, None),
     };
 
     let programs_masquerade = match options.masquerade {
@@ -72,16 +78,12 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             }
         });
     }
-    if programs_masquerade {
-        // A table that stands there stays: connections that it masquerades go on.
-        if let Err(error) = dataplane.reserve_ports() {
-            let error = anyhow::Error::from(error);
-            tracing::warn!("sockets of this host may get ports that the programs masquerade with: {error:#}");
-        }
-    } else {
+    // A table that stands there stays while the programs masquerade: connections that it masquerades go on.
+    if !programs_masquerade {
         masquerade::install(MASQUERADE_MARK).context("cannot install the masquerade rule")?;
     }
     warn_about_lacks(&options);
+    privileges::drop_loading().context("cannot start the agent")?;
     tracing::info!(
         node = %options.node_name,
         bpffs = %options.bpffs.display(),
@@ -101,12 +103,20 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let (events_sender, events) = mpsc::channel(1024);
     let watched = InterfaceOptions { uplinks: options.uplinks.clone(), pod_patterns: options.pod_patterns.clone() };
     let interfaces = tokio::spawn(interfaces::run(watched, events_sender));
+    let (balancer, elected) = match (&source, pools) {
+        (_, None) => (None, None),
+        (Connected::Manifests(_), Some(pools)) => (Some(Local::new(pools)), None),
+        (Connected::Kubernetes(client, _), Some(pools)) => (None, Some(elect(client, &options, pools, &metrics))),
+    };
+    // The API's own objects say which addresses they have.
+    let claims = options.pools.as_ref().filter(|_| balancer.is_some()).map_or(Claims::Nobody, |(_, claims)| *claims);
     let source_options = SourceOptions {
         node_name: options.node_name.clone(),
         external_ips: options.external_ips,
         claims,
         names: options.dns.is_some(),
     };
+    let api = source.server();
     let source = source.start(source_options, changes_sender);
 
     // Without socket hooks, nobody has redirected a socket.
@@ -118,6 +128,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     };
     let capacity = dataplane.capacity().context("cannot read the sizes of the maps")?;
     let mut engine = Engine::new(engine::adopt(capacity, &observed), dataplane, metrics.clone());
+    if let Some(api) = api {
+        engine.world_mut().set_api(api);
+    }
     let dns = match &options.dns {
         Some(dns) => {
             engine.world_mut().serve_names();
@@ -127,7 +140,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     };
     // As large as all that is programmed, and of no use any more.
     drop(observed);
-    let agent = Agent {
+    let mut agent = Agent {
+        repair: Repair::new(options.repair_interval),
+        lacks_sources: false,
         options,
         engine,
         links: Links::default(),
@@ -140,12 +155,18 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         sockets,
         dns,
         balancer,
-        pools,
+        elected,
+        pools: pools_news,
         started: Instant::now(),
         untrimmed: SERVICES_A_TRIM,
         changes,
         events,
     };
+    // From here on `auto` is what it has come to.
+    agent.options.masquerade = if programs_masquerade { Masquerade::Programs } else { Masquerade::Nftables };
+    if programs_masquerade {
+        agent.reserve_ports();
+    }
     let stop = async {
         tokio::select! {
             _ = terminate.recv() => "SIGTERM",
@@ -157,24 +178,51 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 
 /// A source that is known to be usable.
 enum Connected {
-    Kubernetes(Box<::kube::Client>),
+    /// The client, and where the server is if that is known.
+    Kubernetes(Box<::kube::Client>, Option<SocketAddr>),
     Manifests(PathBuf),
+}
+
+/// One of those who may give addresses to the Services of the API.
+fn elect(
+    client: &::kube::Client,
+    options: &Options,
+    pools: Pools,
+    metrics: &Metrics,
+) -> (Elected, watch::Sender<Pools>) {
+    let (sender, pools) = watch::channel(pools);
+    let elected = elected::drive::Options {
+        node: options.node_name.clone(),
+        namespace: options.lease_namespace.clone(),
+        claims: options.pools.as_ref().map_or(Claims::Nobody, |(_, claims)| *claims),
+        pools,
+    };
+    (elected::drive::start(client.clone(), elected, metrics.pools()), sender)
 }
 
 async fn connect(source: &Source) -> anyhow::Result<Connected> {
     Ok(match source {
         Source::Manifests(dir) => Connected::Manifests(dir.clone()),
         Source::Kubernetes(kubeconfig) => {
-            let client = source::kube::client(kubeconfig.as_deref()).await;
-            Connected::Kubernetes(Box::new(client.context("cannot reach the Kubernetes API")?))
+            let connection = source::kube::connection(kubeconfig.as_deref()).await;
+            let (client, server) = connection.context("cannot reach the Kubernetes API")?;
+            Connected::Kubernetes(Box::new(client), server)
         }
     })
 }
 
 impl Connected {
+    /// Where the API server is, if it was given as an address.
+    fn server(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Kubernetes(_, server) => *server,
+            Self::Manifests(_) => None,
+        }
+    }
+
     fn start(self, options: SourceOptions, changes: mpsc::Sender<Change>) -> JoinHandle<Result<(), SourceError>> {
         match self {
-            Self::Kubernetes(client) => tokio::spawn(source::kube::run(*client, options, changes)),
+            Self::Kubernetes(client, _) => tokio::spawn(source::kube::run(*client, options, changes)),
             Self::Manifests(dir) => tokio::spawn(source::manifests::run(dir, options, changes)),
         }
     }

@@ -5,10 +5,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use super::{
-    plan::{Refusal, plan},
-    pools::Pools,
-};
+use super::{owners::Refusal, plan::plan, pools::Pools};
 use crate::model::{Change, Claim, ObjectName, Problem, Service};
 
 /// The Services that claim an address, and what they have got.

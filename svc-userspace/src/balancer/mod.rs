@@ -1,9 +1,13 @@
 //! Addresses for Services of type LoadBalancer, out of pools that a file lists.
 //!
-//! [`pools`] reads and checks the file, [`plan`] says who gets which address (both pure), [`local`] gives the addresses to
-//! the Services of a source that nobody else gives any: manifests. It writes nothing to any API, and announces nothing.
+//! [`pools`] reads and checks the file, [`owners`] has the rules of giving. What is given is a pure function: [`plan`] makes
+//! it of what Services ask for alone, and [`local`] gives it to the Services of manifests; [`renew`] makes it of what they
+//! have as well, and [`elected`] writes it into the API. Nothing here announces an address.
 
+pub mod elected;
 pub mod follow;
 pub mod local;
+pub mod owners;
 pub mod plan;
 pub mod pools;
+pub mod renew;

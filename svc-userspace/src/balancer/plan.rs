@@ -5,57 +5,13 @@
 //! the name of the Service decides. Each Service begins to look at an address of its own, found by hashing its name, so
 //! that one that comes or goes rarely moves another.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    net::IpAddr,
-    sync::Arc,
+use std::collections::BTreeMap;
+
+use super::{
+    owners::{Grant, Owners},
+    pools::Pools,
 };
-
-use twox_hash::XxHash3_64;
-
-use super::pools::{Pool, Pools};
-use crate::model::{CLAIM_POOL, CLAIM_SHARE, Claim, Family, ObjectName, Protocol};
-
-/// Addresses of a Service, at most one of each family; or why it has none.
-pub type Grant = Result<Vec<IpAddr>, Refusal>;
-
-/// Why a Service gets no address.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// No pool is for it.
-    #[error(
-        "no pool is for this Service: see namespaces and serviceSelector of the pools, and its annotation {}",
-        CLAIM_POOL
-    )]
-    NoPool,
-    /// The pools that are for it have no address left.
-    #[error(
-        "the pools {pools} have no {family} address left: add addresses, or let Services share one ({})",
-        CLAIM_SHARE
-    )]
-    Exhausted {
-        /// Names of the pools.
-        pools: String,
-        /// `IPv4` or `IPv6`.
-        family: &'static str,
-    },
-    /// A wanted address is in no pool that is for the Service.
-    #[error("{0} is in no pool that is for this Service: ask for another one, or add it to a pool")]
-    Foreign(IpAddr),
-    /// A wanted address has another owner.
-    #[error("{address} is {owner}'s: ask for another one, or share it ({})", CLAIM_SHARE)]
-    Taken {
-        /// The address.
-        address: IpAddr,
-        /// Who has it.
-        owner: ObjectName,
-    },
-    /// Two wanted addresses of one family, or one of a family that the Service does not have.
-    #[error(
-        "{0} is a second address of its family, or of one that the Service does not have: ask for one of each of its families"
-    )]
-    Surplus(IpAddr),
-}
+use crate::model::{Claim, ObjectName};
 
 /// Grants what can be granted.
 pub fn plan(pools: &Pools, claims: &BTreeMap<ObjectName, Claim>) -> BTreeMap<ObjectName, Grant> {
@@ -63,7 +19,7 @@ pub fn plan(pools: &Pools, claims: &BTreeMap<ObjectName, Claim>) -> BTreeMap<Obj
     let mut grants = BTreeMap::new();
     let (asking, others): (Vec<&Claim>, Vec<&Claim>) = claims.values().partition(|claim| !claim.wanted.is_empty());
     for claim in asking.into_iter().chain(others) {
-        let grant = owners.grant(pools, claim);
+        let grant = owners.grant(pools, claim, &[]);
         if let Ok(addresses) = &grant {
             owners.give(claim, addresses);
         }
@@ -72,120 +28,21 @@ pub fn plan(pools: &Pools, claims: &BTreeMap<ObjectName, Claim>) -> BTreeMap<Obj
     grants
 }
 
-/// Who has an address, and with what in common.
-struct Owner {
-    first: ObjectName,
-    /// Namespace and value of the annotation that its Services share it by.
-    share: Option<(Arc<str>, Arc<str>)>,
-    ports: BTreeSet<(Protocol, u16)>,
-}
-
-#[derive(Default)]
-struct Owners(HashMap<IpAddr, Owner>);
-
-impl Owners {
-    fn grant(&self, pools: &Pools, claim: &Claim) -> Grant {
-        let mine: Vec<&Pool> = pools.of(claim).collect();
-        if mine.is_empty() {
-            return Err(Refusal::NoPool);
-        }
-        if !claim.wanted.is_empty() {
-            return self.wanted(&mine, claim);
-        }
-        let mut addresses = Vec::new();
-        let mut missing = None;
-        for &family in &claim.families {
-            match self.any(&mine, claim, family) {
-                Some(address) => addresses.push(address),
-                None => missing = missing.or(Some(family)),
-            }
-        }
-        match missing {
-            Some(family) if claim.all_families || addresses.is_empty() => Err(Refusal::Exhausted {
-                pools: mine.iter().map(|pool| &*pool.name).collect::<Vec<_>>().join(", "),
-                family: if family == Family::V4 { "IPv4" } else { "IPv6" },
-            }),
-            _ => Ok(addresses),
-        }
-    }
-
-    fn wanted(&self, mine: &[&Pool], claim: &Claim) -> Grant {
-        let mut families = claim.families.clone();
-        for &address in &claim.wanted {
-            let Some(at) = families.iter().position(|family| *family == Family::of(address)) else {
-                return Err(Refusal::Surplus(address));
-            };
-            families.swap_remove(at);
-            if !mine.iter().any(|pool| pool.contains(address)) {
-                return Err(Refusal::Foreign(address));
-            }
-            if let Some(owner) = self.0.get(&address).filter(|owner| !owner.admits(claim)) {
-                return Err(Refusal::Taken { address, owner: owner.first.clone() });
-            }
-        }
-        Ok(claim.wanted.clone())
-    }
-
-    /// An address of a family: one that may be shared, else a free one.
-    fn any(&self, mine: &[&Pool], claim: &Claim, family: Family) -> Option<IpAddr> {
-        let in_reach =
-            |address: &IpAddr| Family::of(*address) == family && mine.iter().any(|pool| pool.contains(*address));
-        if claim.share.is_some() {
-            let shared = self.0.iter().filter(|(address, owner)| in_reach(address) && owner.admits(claim));
-            if let Some(address) = shared.map(|(address, _)| *address).min() {
-                return Some(address);
-            }
-        }
-        mine.iter().find_map(|pool| self.free(pool, &claim.name, family))
-    }
-
-    /// The first free address of a pool from the Service's own on, around.
-    fn free(&self, pool: &Pool, name: &ObjectName, family: Family) -> Option<IpAddr> {
-        let size = pool.size(family);
-        let start = hash(name).checked_rem(size)?;
-        // As many addresses are taken as have owners, so one beyond that is free unless the pool ends before.
-        let steps = size.min(self.0.len() as u128 + 1);
-        (0..steps)
-            .filter_map(|step| pool.nth(family, (start + step) % size))
-            .find(|address| !self.0.contains_key(address))
-    }
-
-    fn give(&mut self, claim: &Claim, addresses: &[IpAddr]) {
-        for address in addresses {
-            let owner = self.0.entry(*address).or_insert_with(|| Owner {
-                first: claim.name.clone(),
-                share: claim.share.clone().map(|share| (claim.name.namespace.clone(), share)),
-                ports: BTreeSet::new(),
-            });
-            owner.ports.extend(claim.ports.iter().copied());
-        }
-    }
-}
-
-impl Owner {
-    /// True if a Service may have the address as well.
-    fn admits(&self, claim: &Claim) -> bool {
-        let same = self
-            .share
-            .as_ref()
-            .zip(claim.share.as_ref())
-            .is_some_and(|((namespace, mine), theirs)| *namespace == claim.name.namespace && mine == theirs);
-        same && claim.ports.iter().all(|port| !self.ports.contains(port))
-    }
-}
-
-/// The same on every node and in every release.
-fn hash(name: &ObjectName) -> u128 {
-    let text = name.to_string();
-    let half = |seed| u128::from(XxHash3_64::oneshot_with_seed(seed, text.as_bytes()));
-    half(0) << 64 | half(1)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::{
+        collections::{BTreeSet, HashMap},
+        net::IpAddr,
+        sync::Arc,
+    };
+
     use proptest::prelude::*;
 
     use super::*;
+    use crate::{
+        balancer::owners::Refusal,
+        model::{Family, Protocol},
+    };
 
     const FILE: &str = "\
 pools:

@@ -86,6 +86,21 @@ impl Pools {
         Ok(Self { pools })
     }
 
+    /// True if one of them has the address.
+    pub(super) fn contain(&self, address: IpAddr) -> bool {
+        self.pools.iter().any(|pool| pool.contains(address))
+    }
+
+    /// True if the file lets the Service have the address.
+    pub(super) fn allow(&self, claim: &Claim, address: IpAddr) -> bool {
+        self.pools.iter().any(|pool| pool.contains(address) && pool.is_for(claim))
+    }
+
+    /// True if the address is not of another pool than the Service asks for.
+    pub(super) fn suit(&self, claim: &Claim, address: IpAddr) -> bool {
+        self.pools.iter().all(|pool| !pool.contains(address) || pool.is_wished(claim))
+    }
+
     /// The pools that a Service may have addresses of, in their order.
     pub fn of<'a>(&'a self, claim: &'a Claim) -> impl Iterator<Item = &'a Pool> {
         self.pools.iter().filter(|pool| pool.admits(claim))
@@ -132,9 +147,18 @@ impl PoolEntry {
 
 impl Pool {
     fn admits(&self, claim: &Claim) -> bool {
+        self.is_for(claim) && self.is_wished(claim)
+    }
+
+    /// True if the file lets the Service have its addresses.
+    fn is_for(&self, claim: &Claim) -> bool {
         (self.namespaces.is_empty() || self.namespaces.contains(&*claim.name.namespace))
-            && claim.pool.as_deref().is_none_or(|pool| *pool == *self.name)
             && self.selector.matches(&claim.labels)
+    }
+
+    /// True if the Service does not ask for another pool's.
+    fn is_wished(&self, claim: &Claim) -> bool {
+        claim.pool.as_deref().is_none_or(|pool| *pool == *self.name)
     }
 
     /// True if it has the address.
@@ -315,5 +339,14 @@ pools:
             let error = Pools::parse(text).expect_err(text);
             assert!(error.line.abs_diff(line) <= 1 && error.message.contains(part), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn the_pools_of_the_overlay_are_good() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/overlays/pools/pools.yaml");
+        let map: serde_json::Value =
+            serde_saphyr::from_str(&std::fs::read_to_string(path).expect("a file")).expect("YAML");
+        let pools = Pools::parse(map["data"]["pools.yaml"].as_str().expect("a text")).expect("good pools");
+        assert_eq!(pools.pools.len(), 1);
     }
 }

@@ -1,9 +1,10 @@
 //! Operations into maps: each one write, in the order given. What order that is, is the business of `tables`.
 
-use std::{fmt::Display, net::IpAddr};
+use std::{fmt::Display, net::IpAddr, time::Duration};
 
 use aya::maps::{MapError, PerCpuArray, PerCpuValues};
 use ipnet::IpNet;
+use nix::time::{ClockId, clock_gettime};
 use svc_common::{Counters, FrontendKey};
 
 use super::{
@@ -120,19 +121,42 @@ fn one(maps: &mut Maps, operation: &Op) -> Result<(), Failure> {
             maps.filter.set_bits(*word, *bits).map_err(failure("FILTER", &format_args!("word {word}")))
         }
         Op::RemoveFrontend(address) => {
-            let protocol = address.protocol.number();
-            match address.address.ip() {
-                IpAddr::V4(ip) => {
-                    let key = FrontendKey::new(ip.octets(), address.address.port(), protocol);
-                    absent_is_fine(maps.frontends_v4.remove(&key)).map_err(failure("FRONTENDS_V4", &named(address)))
-                }
-                IpAddr::V6(ip) => {
-                    let key = FrontendKey::new(ip.octets(), address.address.port(), protocol);
-                    absent_is_fine(maps.frontends_v6.remove(&key)).map_err(failure("FRONTENDS_V6", &named(address)))
-                }
-            }
+            // Before, so that no packet finds the frontend gone and the note missing; after, should the clock have gone on.
+            note_removal(maps)?;
+            remove_frontend(maps, address)?;
+            note_removal(maps)
         }
     }
+}
+
+fn remove_frontend(maps: &mut Maps, address: &FrontendAddress) -> Result<(), Failure> {
+    let protocol = address.protocol.number();
+    match address.address.ip() {
+        IpAddr::V4(ip) => {
+            let key = FrontendKey::new(ip.octets(), address.address.port(), protocol);
+            absent_is_fine(maps.frontends_v4.remove(&key)).map_err(failure("FRONTENDS_V4", &named(address)))
+        }
+        IpAddr::V6(ip) => {
+            let key = FrontendKey::new(ip.octets(), address.address.port(), protocol);
+            absent_is_fine(maps.frontends_v6.remove(&key)).map_err(failure("FRONTENDS_V6", &named(address)))
+        }
+    }
+}
+
+/// Has the programs look up the frontends of datagram flows, which they do once in a unit of the clock otherwise.
+fn note_removal(maps: &mut Maps) -> Result<(), Failure> {
+    let failed = failure("CONFIG", &"the removal of a frontend");
+    let clock = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE);
+    let clock = clock.map_err(|errno| failed(MapError::IoError(errno.into())))?;
+    let now = (Duration::from(clock).as_nanos() >> 30) as u32;
+    if maps.removal == Some(now) {
+        return Ok(());
+    }
+    let mut config = maps.config.get(&0, 0).map_err(&failed)?;
+    config.set_removal(now);
+    maps.config.set(0, config, 0).map_err(&failed)?;
+    maps.removal = Some(now);
+    Ok(())
 }
 
 fn named_source(service: u32, range: &IpNet) -> impl Display {

@@ -18,7 +18,7 @@ use super::{
     load, maps,
     memory::Memory,
     pins::{self, Layout},
-    sys, xdp,
+    repair, sys, xdp,
 };
 use crate::tables::Capacity;
 
@@ -83,6 +83,8 @@ impl Dataplane {
         }
         self.maps = opened;
         self.programs = loaded.programs;
+        self.pinned = repair::maps(&self.layout)?;
+        self.walk = None;
         Ok(())
     }
 

@@ -38,6 +38,8 @@ pub(super) struct Maps {
     pub(super) masquerade_v6: HashMap<MapData, u32, [u8; 16]>,
     pub(super) filter: Table<u64>,
     pub(super) unusual: Array<MapData, u64>,
+    /// The unit of the clock that CONFIG names as that of the last removal of a frontend, as far as this agent wrote it.
+    pub(super) removal: Option<u32>,
     /// No earlier agent has had these maps: ids that were never given have never counted anything.
     pub(super) counters_are_new: bool,
 }
@@ -46,6 +48,7 @@ impl Maps {
     /// Opens all of them; `adopted`: an earlier agent has had some of them.
     pub(super) fn open(layout: &Layout, adopted: bool) -> Result<Self, KernelError> {
         Ok(Self {
+            removal: None,
             counters_are_new: !adopted,
             services: open(layout, "SERVICES")?,
             frontends_v4: open(layout, "FRONTENDS_V4")?,

@@ -10,6 +10,8 @@ pub mod manifests;
 mod names;
 mod read;
 
+pub(crate) use self::{convert::given_message, kube::chain};
+
 use std::{path::PathBuf, sync::Arc};
 
 use crate::model::Claims;

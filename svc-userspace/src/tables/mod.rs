@@ -18,6 +18,7 @@ use crate::{
 };
 
 mod adopt;
+mod expected;
 mod flat;
 mod grow;
 mod ids;
@@ -31,6 +32,7 @@ mod slots;
 #[cfg(test)]
 mod tests;
 
+pub use expected::{Difference, Expected, Walked, slot_sum};
 use flat::Flat;
 pub use ids::REST_MS;
 pub use names::{to_port_key, to_service_name};
@@ -46,10 +48,28 @@ pub struct BackendValue {
     pub state: svc_common::BackendState,
     /// Runs on this node.
     pub local: bool,
+    /// Sets of its port that it is in.
+    pub sets: Sets,
     /// Generation of the id.
     pub generation: u32,
     /// Service id.
     pub service: u32,
+}
+
+/// The sets of a Service port that a backend is in: those of [`crate::compile::Set`], whether or not a frontend uses them. A
+/// client that is bound to the backend stays with it where its frontend uses one of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sets {
+    /// The set of policy Cluster.
+    pub cluster: bool,
+    /// The set of policy Local.
+    pub local: bool,
+}
+
+impl Sets {
+    fn and(self, other: Self) -> Self {
+        Self { cluster: self.cluster || other.cluster, local: self.local || other.local }
+    }
 }
 
 /// A key of FRONTENDS_V4/V6, the family being that of the address.
@@ -176,6 +196,8 @@ pub struct Tables {
     /// Services of which a port is refused, and what these ports need.
     refused: BTreeMap<ObjectName, grow::Needs>,
     adopted: adopt::Adopted,
+    /// What was found has been claimed, or removed.
+    is_adopted: bool,
     /// Addresses that operations which are not carried out yet take away, and from whom; `None`: no operation waits.
     held: Option<HashMap<FrontendAddress, ObjectName>>,
     maglev: maglev::Builder,
@@ -208,12 +230,13 @@ struct Placed {
     generation: u32,
     state: svc_common::BackendState,
     local: bool,
+    sets: Sets,
 }
 
 impl Placed {
     fn value(self, Place(address, port): Place, service: u32) -> BackendValue {
-        let Self { id: _, generation, state, local } = self;
-        BackendValue { address: SocketAddr::new(address, port), state, local, generation, service }
+        let Self { id: _, generation, state, local, sets } = self;
+        BackendValue { address: SocketAddr::new(address, port), state, local, sets, generation, service }
     }
 }
 
@@ -223,6 +246,8 @@ struct Range {
     /// Ids of the backends, ascending.
     set: Box<[u32]>,
     slots: SlotRange,
+    /// [`slot_sum`] of what is in the slots.
+    sum: u64,
 }
 
 impl Tables {
@@ -242,6 +267,7 @@ impl Tables {
             shared: shared::Shared::default(),
             refused: BTreeMap::new(),
             adopted: adopt::Adopted::default(),
+            is_adopted: false,
             held: None,
             maglev: maglev::Builder::default(),
         }
@@ -299,9 +325,12 @@ impl Tables {
     }
 
     /// Sets the node's own addresses: a load balancer's address that is among them is not a VIP as a whole, because its
-    /// other ports are the node's. Returns what is to be written.
+    /// other ports are the node's. Returns what is to be written: nothing before [`Tables::finish_adoption`], which does it.
     pub fn set_own_addresses(&mut self, addresses: HashSet<IpAddr>) -> Vec<Op> {
         let touched = self.shared.set_own_addresses(addresses);
+        if !self.is_adopted {
+            return Vec::new();
+        }
         let ops = self.shared.settle(touched);
         [ops.remove_vips, ops.set_vips].concat()
     }

@@ -141,6 +141,17 @@ impl Shared {
         &mut self.words[word as usize]
     }
 
+    /// The value of an address in VIPS, if it is there.
+    pub(super) fn vip(&self, address: IpAddr) -> Option<u32> {
+        self.vips.get(&address).and_then(|vip| vip.programmed)
+    }
+
+    /// Words of FILTER that are not zero, from `word` on.
+    pub(super) fn words(&self, word: u32) -> impl Iterator<Item = (u32, u64)> {
+        let words = (word..).zip(self.words.iter().skip(word as usize));
+        words.filter(|(_, bits)| **bits != 0).map(|(word, bits)| (word, *bits))
+    }
+
     /// Bits in FILTER that have no user.
     pub(super) fn stale_bits(&self) -> u32 {
         self.programmed_bits.saturating_sub(u32::try_from(self.bits.len()).unwrap_or(u32::MAX))
@@ -187,11 +198,7 @@ impl Shared {
 
 impl Vip {
     fn wanted(self) -> Option<u32> {
-        match (self.cluster, self.balancer) {
-            (0, 0) => None,
-            (0, _) => Some(VIP_OUTSIDE),
-            _ => Some(VIP_INSIDE | VIP_OUTSIDE),
-        }
+        (self.cluster + self.balancer > 0).then_some(VIP_INSIDE | VIP_OUTSIDE)
     }
 
     fn is_unknown(self) -> bool {

@@ -24,11 +24,12 @@ use svc_ebpf::{
 
 use super::{
     A4, A6, Maps,
-    clock::may_refuse,
+    clock::{coarse_now, may_refuse},
     count::add,
     globals::{
         svc_attempt_v4, svc_attempt_v6, svc_claim_v4, svc_claim_v6, svc_decide_v4, svc_decide_v6, svc_masq_v4,
-        svc_masq_v6, svc_port_v4, svc_port_v6, svc_remember_v4, svc_remember_v6,
+        svc_masq_v6, svc_port_v4, svc_port_v6, svc_recover_v4, svc_recover_v6, svc_remember_v4, svc_remember_v6,
+        svc_try_v4, svc_try_v6,
     },
     held::{
         svc_hold_at_v4, svc_hold_at_v6, svc_hold_v4, svc_hold_v6, svc_lead_v4, svc_lead_v6, svc_release_v4,
@@ -50,7 +51,7 @@ const EEXIST: i32 = 17;
 
 macro_rules! family {
     (
-        $address:ty, $fragments:ident, $sources:ident, $masquerades:ident, $attempt:ident, $claim:ident, $decide:ident, $remember:ident,
+        $address:ty, $fragments:ident, $sources:ident, $masquerades:ident, $attempt:ident, $claim:ident, $recover:ident, $recover_one:ident, $decide:ident, $remember:ident,
         $masquerade:ident, $try_port:ident, $hold:ident, $lead:ident, $hold_at:ident, $release:ident
     ) => {
         impl Tables<$address> for Maps {
@@ -150,6 +151,11 @@ macro_rules! family {
             }
 
             #[inline(always)]
+            fn has_removal(&mut self) -> bool {
+                config().has_removal(coarse_now())
+            }
+
+            #[inline(always)]
             fn has_bridges(&mut self) -> bool {
                 has(CONFIG_BRIDGES)
             }
@@ -176,6 +182,16 @@ macro_rules! family {
                     1 => Insert::Taken,
                     _ => Insert::Full,
                 }
+            }
+
+            #[inline(always)]
+            fn recover(&mut self, scratch: &mut Scratch<$address>) -> bool {
+                with(scratch, || $recover()) != 0
+            }
+
+            #[inline(always)]
+            fn recover_one(&mut self, scratch: &mut Scratch<$address>, number: u32) -> bool {
+                with(scratch, || $recover_one(number)) != 0
             }
 
             #[inline(always)]
@@ -265,6 +281,8 @@ family!(
     MASQUERADE_V4,
     svc_attempt_v4,
     svc_claim_v4,
+    svc_recover_v4,
+    svc_try_v4,
     svc_decide_v4,
     svc_remember_v4,
     svc_masq_v4,
@@ -281,6 +299,8 @@ family!(
     MASQUERADE_V6,
     svc_attempt_v6,
     svc_claim_v6,
+    svc_recover_v6,
+    svc_try_v6,
     svc_decide_v6,
     svc_remember_v6,
     svc_masq_v6,

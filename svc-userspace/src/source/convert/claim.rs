@@ -17,22 +17,47 @@ pub(super) fn claim(
     ports: &[ServicePort],
     context: &mut Context<'_>,
 ) -> Option<Box<Claim>> {
-    let spec = service.spec.as_ref()?;
-    let ours = match (context.options.claims, spec.load_balancer_class.as_deref()) {
+    let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let given = status.and_then(|status| status.ingress.as_ref()).is_some_and(|ingress| !ingress.is_empty());
+    if given || !is_ours(service, context.options.claims) {
+        return None;
+    }
+    match wishes(service, name, families, ports) {
+        Ok(claim) => Some(Box::new(claim)),
+        Err((field, message)) => {
+            context.problem(field, message);
+            None
+        }
+    }
+}
+
+/// Whether the pools are to give it addresses.
+pub(super) fn is_ours(service: &v1::Service, claims: Claims) -> bool {
+    let Some(spec) = &service.spec else { return false };
+    let ours = match (claims, spec.load_balancer_class.as_deref()) {
         (Claims::Nobody, _) => false,
         (_, Some(class)) => class == CLAIM_CLASS,
         (claims, None) => claims == Claims::Default,
     };
-    let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
-    let given = status.and_then(|status| status.ingress.as_ref()).is_some_and(|ingress| !ingress.is_empty());
-    if spec.type_.as_deref() != Some("LoadBalancer") || !ours || given {
-        return None;
-    }
+    ours && spec.type_.as_deref() == Some("LoadBalancer")
+}
+
+/// What a Service asks for; else the field that makes no sense, and why.
+pub(super) fn wishes(
+    service: &v1::Service,
+    name: &ObjectName,
+    families: &[Family],
+    ports: &[ServicePort],
+) -> Result<Claim, (String, String)> {
+    let spec = service.spec.as_ref();
     let annotations = service.metadata.annotations.as_ref();
     let annotation = |key: &str| annotations.and_then(|all| all.get(key)).map(|value| value.trim());
     let (field, wanted) = match annotation(CLAIM_ADDRESSES) {
         Some(wanted) => (format!("metadata.annotations.{CLAIM_ADDRESSES}"), wanted),
-        None => ("spec.loadBalancerIP".to_owned(), spec.load_balancer_ip.as_deref().unwrap_or_default()),
+        None => {
+            let deprecated = spec.and_then(|spec| spec.load_balancer_ip.as_deref());
+            ("spec.loadBalancerIP".to_owned(), deprecated.unwrap_or_default())
+        }
     };
     let mut addresses: Vec<IpAddr> = Vec::new();
     for text in wanted.split(',').map(str::trim).filter(|text| !text.is_empty()) {
@@ -40,22 +65,19 @@ pub(super) fn claim(
             Ok(address) if addresses.contains(&address) => {}
             Ok(address) => addresses.push(address),
             // Another address than the one that was meant would be worse than none.
-            Err(message) => {
-                context.problem(field, message);
-                return None;
-            }
+            Err(message) => return Err((field, message)),
         }
     }
-    Some(Box::new(Claim {
+    Ok(Claim {
         name: name.clone(),
         labels: service.metadata.labels.clone().unwrap_or_default(),
         families: families.to_vec(),
-        all_families: spec.ip_family_policy.as_deref() == Some("RequireDualStack"),
+        all_families: spec.and_then(|spec| spec.ip_family_policy.as_deref()) == Some("RequireDualStack"),
         wanted: addresses,
         pool: annotation(CLAIM_POOL).map(Into::into),
         share: annotation(CLAIM_SHARE).map(Into::into),
         ports: ports.iter().map(|port| (port.protocol, port.port)).collect(),
-    }))
+    })
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! What makes no sense is left out alone and reported. Conversion never decides which endpoint is used, and never fails as
 //! a whole for one bad field.
 
+mod asking;
 mod claim;
 mod fields;
 mod node;
@@ -11,7 +12,10 @@ mod slice;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use self::service::AnyService;
+pub(crate) use self::{
+    asking::{Balanced, given_message},
+    service::AnyService,
+};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 

@@ -86,6 +86,10 @@ impl Convert for v1::Service {
         let load_balancer_ips = virtual_addresses(ingress_addresses(self, context), &families, context);
         let source_ranges = source_ranges(spec, context);
         let ports = ports(spec, context);
+        let external_local = is_local("spec.externalTrafficPolicy", spec.external_traffic_policy.as_deref(), context);
+        // No load balancer asks for other Services, though the field may be left on the object.
+        let is_asked = external_local && spec.type_.as_deref() == Some("LoadBalancer");
+        let health_check = optional_port("spec.healthCheckNodePort", spec.health_check_node_port, context);
         Some(AnyService::Balanced(Box::new(Service {
             name: name.clone(),
             external_ips,
@@ -93,10 +97,10 @@ impl Convert for v1::Service {
             source_ranges,
             claim: claim(self, name, &families, &ports, context),
             ports,
-            external_local: is_local("spec.externalTrafficPolicy", spec.external_traffic_policy.as_deref(), context),
+            external_local,
             internal_local: is_local("spec.internalTrafficPolicy", spec.internal_traffic_policy.as_deref(), context),
             affinity_seconds: affinity(spec, context),
-            health_check_node_port: optional_port("spec.healthCheckNodePort", spec.health_check_node_port, context),
+            health_check_node_port: health_check.filter(|_| is_asked),
             cluster_ips,
         })))
     }
@@ -141,7 +145,7 @@ fn listed<'a>(field: &str, texts: impl Iterator<Item = &'a String>) -> Vec<(Stri
 }
 
 /// One address of each family at most, as Kubernetes has it.
-fn cluster_ips(spec: &v1::ServiceSpec, context: &mut Context<'_>) -> Vec<IpAddr> {
+pub(super) fn cluster_ips(spec: &v1::ServiceSpec, context: &mut Context<'_>) -> Vec<IpAddr> {
     let mut texts = listed("spec.clusterIPs", spec.cluster_ips.iter().flatten());
     if texts.is_empty() {
         // Objects written before there were two families have the singular field only.
@@ -227,7 +231,7 @@ fn source_ranges(spec: &v1::ServiceSpec, context: &mut Context<'_>) -> Vec<ipnet
 }
 
 /// Ports that make sense, each number and name once for each protocol.
-fn ports(spec: &v1::ServiceSpec, context: &mut Context<'_>) -> Vec<ServicePort> {
+pub(super) fn ports(spec: &v1::ServiceSpec, context: &mut Context<'_>) -> Vec<ServicePort> {
     let mut numbers = HashSet::new();
     let mut names = HashSet::new();
     let mut node_ports = HashSet::new();

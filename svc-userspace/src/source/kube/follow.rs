@@ -11,6 +11,7 @@ use k8s_openapi::api::{
     core::v1::{Node, Service},
     discovery::v1::EndpointSlice,
 };
+use serde::de::DeserializeOwned;
 
 use super::{Closed, Shared, errors, pause::Pause, tolerant::Tolerant, tracker::Tracker};
 use crate::model::{self, Change, ObjectName};
@@ -21,7 +22,7 @@ const LIST_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// A kind that is followed.
 pub(super) trait Followed:
-    Convert<Model: Hash> + Resource<DynamicType = ()> + Clone + Debug + Send + 'static
+    Convert<Model: Hash + Send> + Resource<DynamicType = ()> + Clone + Debug + Send + 'static
 {
     /// Whether the first sync waits for its list.
     const SYNC: bool;
@@ -60,8 +61,22 @@ impl Followed for Node {
 
 /// Follows one kind until nobody listens.
 pub(super) async fn follow<K: Followed>(client: &Client, config: watcher::Config, shared: &Shared) -> Closed {
-    let mut follower =
+    let follower =
         Follower::<K> { shared, tracker: Tracker::default(), synced: !K::SYNC, kind: std::marker::PhantomData };
+    watch(client, config, follower).await
+}
+
+/// Somebody who takes the events of a watch.
+pub(super) trait Take<K>: Send {
+    /// Takes one.
+    fn take(&mut self, event: Event<Tolerant<K>>) -> impl Future<Output = Result<(), Closed>> + Send;
+}
+
+/// Lists and watches one kind until nobody takes the events.
+pub(super) async fn watch<K>(client: &Client, config: watcher::Config, mut taker: impl Take<K>) -> Closed
+where
+    K: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send + 'static,
+{
     let mut pause = Pause::default();
     loop {
         let mut events = pin!(watcher::watcher(Api::<Tolerant<K>>::all(client.clone()), config.clone()));
@@ -84,7 +99,7 @@ pub(super) async fn follow<K: Followed>(client: &Client, config: watcher::Config
                     if !listing {
                         pause.reset();
                     }
-                    if let Err(closed) = follower.event(event).await {
+                    if let Err(closed) = taker.take(event).await {
                         return closed;
                     }
                 }
@@ -116,8 +131,8 @@ struct Follower<'a, K> {
     kind: std::marker::PhantomData<fn() -> K>,
 }
 
-impl<K: Followed> Follower<'_, K> {
-    async fn event(&mut self, event: Event<Tolerant<K>>) -> Result<(), Closed> {
+impl<K: Followed> Take<K> for Follower<'_, K> {
+    async fn take(&mut self, event: Event<Tolerant<K>>) -> Result<(), Closed> {
         match event {
             Event::Init => self.tracker.begin(),
             Event::InitApply(object) | Event::Apply(object) => {
@@ -143,7 +158,9 @@ impl<K: Followed> Follower<'_, K> {
         }
         Ok(())
     }
+}
 
+impl<K: Followed> Follower<'_, K> {
     async fn list_complete(&mut self) -> Result<(), Closed> {
         for name in self.tracker.finish() {
             self.shared.send(K::change(name, None)).await?;

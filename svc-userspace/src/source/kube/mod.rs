@@ -3,6 +3,7 @@
 //! An API server that cannot be reached, answers nonsense or forgets its history costs time, never an object: the last
 //! known state stays in force until a complete list says otherwise.
 
+pub(crate) mod balanced;
 mod client;
 mod errors;
 mod follow;
@@ -22,7 +23,8 @@ use k8s_openapi::api::{
 };
 use tokio::sync::mpsc;
 
-pub use self::client::client;
+pub(crate) use self::client::chain;
+pub use self::client::{client, connection};
 use super::{SourceError, SourceOptions, names::Names};
 use crate::model::Change;
 
@@ -39,7 +41,7 @@ struct Shared {
 }
 
 /// Nobody receives changes any more.
-struct Closed;
+pub(crate) struct Closed;
 
 impl Shared {
     async fn send(&self, change: Change) -> Result<(), Closed> {

@@ -14,7 +14,7 @@ use crate::source::read::{Read, read};
 
 /// An object of type `K`, as far as it could be read.
 #[derive(Clone, Debug)]
-pub(super) struct Tolerant<K> {
+pub(crate) struct Tolerant<K> {
     metadata: ObjectMeta,
     pub(super) read: Read<K>,
 }

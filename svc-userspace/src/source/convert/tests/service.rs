@@ -17,7 +17,7 @@ fn a_service_without_fault_is_taken_as_it_is() {
     let service = used(
         service_with(&json!({
             "spec": {
-                "externalIPs": ["198.51.100.1", "198.51.100.1"], "externalTrafficPolicy": "Local",
+                "type": "LoadBalancer", "externalIPs": ["198.51.100.1", "198.51.100.1"], "externalTrafficPolicy": "Local",
                 "internalTrafficPolicy": "Local", "healthCheckNodePort": 32000,
                 "sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}},
                 "loadBalancerSourceRanges": [" 192.0.2.1/24 "],
@@ -91,6 +91,19 @@ fn bad_fields_of_a_service_are_reported_and_left_out_alone() {
     for (over, fields, ports) in cases {
         let service = used(service_with(&over), &fields, &over);
         assert_eq!(service.ports.len(), ports, "{over}");
+    }
+}
+
+#[test]
+fn a_health_check_node_port_is_for_load_balancers_with_policy_local_alone() {
+    for (kind, policy, want) in [
+        ("LoadBalancer", "Local", Some(32000)),
+        ("LoadBalancer", "Cluster", None),
+        ("NodePort", "Local", None),
+        ("ClusterIP", "Local", None),
+    ] {
+        let over = json!({"spec": {"type": kind, "externalTrafficPolicy": policy, "healthCheckNodePort": 32000}});
+        assert_eq!(used(service_with(&over), &[], &over).health_check_node_port, want, "{over}");
     }
 }
 
