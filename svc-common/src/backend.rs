@@ -21,6 +21,11 @@ pub struct Backend<A> {
 /// The endpoint runs on this node: traffic from outside needs no masquerade, its reply passes here anyway.
 pub const BACKEND_LOCAL: u8 = 1 << 0;
 
+/// The endpoint is in its port's set of policy Cluster, as hints and fallbacks have left it.
+pub const BACKEND_IN_CLUSTER: u8 = 1 << 1;
+/// The endpoint is in its port's set of policy Local, fallbacks included.
+pub const BACKEND_IN_LOCAL: u8 = 1 << 2;
+
 /// What a backend may be used for.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -2,7 +2,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::Address;
+use crate::{
+    Address,
+    backend::{BACKEND_IN_CLUSTER, BACKEND_IN_LOCAL},
+};
 
 /// Key of FRONTENDS: one entry for each VIP:port and for each node address:nodePort.
 #[repr(C)]
@@ -69,8 +72,19 @@ pub const FLAG_HOST_ONLY: u32 = 1 << 6;
 
 /// Only clients within SOURCE_RANGES of the service may use the entry from outside.
 pub const FLAG_SOURCE_RANGES: u32 = 1 << 7;
+/// `inside` is the port's set of policy Local. Without the flag it is that of policy Cluster.
+pub const FLAG_INSIDE_LOCAL: u32 = 1 << 8;
+/// `outside` is the port's set of policy Local. Without the flag it is that of policy Cluster.
+pub const FLAG_OUTSIDE_LOCAL: u32 = 1 << 9;
 
 impl Frontend {
+    /// The `BACKEND_IN_*` bit of the backends that a side's slots may lead to.
+    #[inline(always)]
+    pub fn membership(&self, inside: bool) -> u8 {
+        let local = if inside { FLAG_INSIDE_LOCAL } else { FLAG_OUTSIDE_LOCAL };
+        if self.flags & local == 0 { BACKEND_IN_CLUSTER } else { BACKEND_IN_LOCAL }
+    }
+
     /// True where the outside may send connections to another node half-way: a load balancer's address or an external IP,
     /// not a node's own address.
     #[inline(always)]

@@ -41,10 +41,11 @@ pub fn flow_hash<A: Address>(
     finish(state)
 }
 
-/// Hash of a client for choosing a slot under `sessionAffinity: ClientIP`: ports play no part.
+/// Hash of a client for choosing a slot under `sessionAffinity: ClientIP`: ports play no part, nor do ids, which every node
+/// gives its own way.
 #[inline(always)]
-pub fn client_hash<A: Address>(source: &A, service: u32) -> u32 {
-    finish(mix_address(mix(MULTIPLIER, u64::from(service)), source))
+pub fn client_hash<A: Address>(source: &A) -> u32 {
+    finish(mix_address(MULTIPLIER, source))
 }
 
 /// Hash of an address and port for [`crate::filter`]. Port in *host order*. One multiplication less than a chain of all

@@ -158,7 +158,7 @@ pub fn known<A: Ip, F: Road<A>, T: Tables<A>>(
         let serves = backend.state != BackendState::Gone as u8
             && backend.service == cached.service
             && backend.address == cached.destination
-            && pair(0, backend.port)[2..] == cached.ports[2..];
+            && backend.port == u16::from_be_bytes([cached.ports[2], cached.ports[3]]);
         if !serves {
             return None;
         }

@@ -4,7 +4,6 @@ use svc_common::{
     BackendState, Flow, FlowKey, FlowState, Frontend, FrontendKey, Hook, Reason, Scope,
     config::INTERFACE_UPPER,
     flow::{FLOW_DIRECT, FLOW_HAIRPIN, FLOW_MASQUERADED},
-    flow_hash,
     frontend::{FLAG_HOST_ONLY, FLAG_INSIDE_DROP, FLAG_OUTSIDE_DROP, FLAG_SOURCE_RANGES},
 };
 
@@ -15,7 +14,6 @@ use crate::{
     nowhere::no_frontend,
     open::{close, open, repair},
     scratch::Scratch,
-    select::by_hash,
     tables::{Decisions, Tables},
 };
 
@@ -107,21 +105,24 @@ pub fn decide<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) -> 
     if limited && !tables.source_allowed(frontend.service, &scratch.key.source) {
         return Decision::Drop(Reason::SourceRange);
     }
-    let (range, drop_flag) =
-        if scratch.inside { (frontend.inside, FLAG_INSIDE_DROP) } else { (frontend.outside, FLAG_OUTSIDE_DROP) };
-    scratch.range = range;
-    let may_move = frontend.may_move();
-    let continues = !scratch.packet.may_open();
-    if continues && !may_move && (range.len == 0 || !lost_its_entry(tables, scratch)) {
-        // A connection that others translate: netfilter, from before this dataplane took over.
-        return Decision::Pass;
+    scratch.range = if scratch.inside { frontend.inside } else { frontend.outside };
+    if !scratch.packet.may_open() {
+        if scratch.range.len != 0 && tables.recover(scratch) {
+            return Decision::Forward;
+        }
+        // A client inside does not come by another node half-way, wherever the address may be reached.
+        if scratch.inside || !scratch.frontend.may_move() {
+            // A connection that others translate: netfilter, from before this dataplane took over.
+            return Decision::Pass;
+        }
     }
-    if range.len == 0 {
-        // A datagram flow whose Service has nobody left stays where it is: its backend may come back.
-        return if has_flow && !scratch.packet.is_connection() {
-            Decision::Forward
-        } else if scratch.frontend.flags & drop_flag != 0 {
+    if scratch.range.len == 0 {
+        let drop_flag = if scratch.inside { FLAG_INSIDE_DROP } else { FLAG_OUTSIDE_DROP };
+        return if scratch.frontend.flags & drop_flag != 0 {
             Decision::Drop(Reason::PolicyEmpty)
+        } else if has_flow && !scratch.packet.is_connection() {
+            // A datagram flow whose Service has nobody left stays where it is: its backend may come back.
+            Decision::Forward
         } else {
             Decision::Refuse(Reason::NoEndpoint)
         };
@@ -175,26 +176,4 @@ fn serves<A: Ip, T: Decisions<A>>(tables: &mut T, flow: &Flow<A>) -> bool {
     tables
         .backend(flow.backend)
         .is_some_and(|backend| backend.generation == flow.generation && backend.state != BackendState::Gone as u8)
-}
-
-/// True for a packet of a connection of ours whose forward entry was evicted: the backend it hashes to still has the
-/// reply entry.
-#[inline(always)]
-fn lost_its_entry<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>) -> bool {
-    let key = &scratch.key;
-    let hash = flow_hash(&key.source, key.source_port, &key.destination, key.destination_port, key.protocol);
-    let Some(id) = by_hash(tables, scratch.range, hash) else { return false };
-    let Some(backend) = tables.backend(id) else { return false };
-    scratch.entry.key = FlowKey {
-        source: backend.address.copy(),
-        destination: key.source.copy(),
-        source_port: backend.port,
-        destination_port: key.source_port,
-        hook: Hook::Egress as u8,
-        ..*key
-    };
-    let reply = &mut scratch.found;
-    tables.peek_flow(&scratch.entry.key, reply)
-        && reply.address == key.destination
-        && reply.port == key.destination_port
 }

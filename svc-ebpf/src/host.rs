@@ -28,6 +28,7 @@ use crate::{
     masquerade::{Outcome, Task, masquerade, try_port},
     open::{Attempt, attempt, claim_entry},
     packet::Packet,
+    recover::{recover, recover_one},
     scratch::Scratch,
     shortcut::{Road, Way, shortcut},
     tables::{Decisions, Insert, Tables},
@@ -542,6 +543,14 @@ impl<A: Ip + std::hash::Hash> Tables<A> for HostTables<A> {
 
     fn claim_entry(&mut self, scratch: &mut Scratch<A>) -> Insert {
         claim_entry(self, scratch)
+    }
+
+    fn recover(&mut self, scratch: &mut Scratch<A>) -> bool {
+        recover(self, scratch)
+    }
+
+    fn recover_one(&mut self, scratch: &mut Scratch<A>, number: u32) -> bool {
+        recover_one(self, scratch, number)
     }
 
     fn decide(&mut self, scratch: &mut Scratch<A>) -> Decision {

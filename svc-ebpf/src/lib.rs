@@ -7,7 +7,7 @@
 //! ours and passes: that is most traffic. If its tuple is a known flow ([`flow`]), the flow says where it goes.
 //! Otherwise its destination is *looked up* among the frontends ([`decide`]). Without a frontend it is none of ours and
 //! passes, unless its address belongs to Services all the same ([`nowhere`]: *refused* by [`reject`], or dropped), or it
-//! goes directly to an endpoint ([`direct`]). A new flow *selects* a backend by consistent hashing ([`select`]), *opens* entries for both directions ([`open`]), and the
+//! goes directly to an endpoint ([`direct`]). A new flow *selects* a backend by consistent hashing ([`select`]), *opens* entries for both directions ([`open`]), one that lost an entry is *found again* ([`recover`]), and the
 //! frame is *rewritten* ([`rewrite`]), checksums by difference ([`checksum`]).
 //!
 //! **Egress rewrites sources.** A packet that goes out is parsed the same way; if the reply entry of a flow matches, its
@@ -60,6 +60,7 @@ pub mod masquerade;
 pub mod nowhere;
 pub mod open;
 pub mod packet;
+pub mod recover;
 pub mod reject;
 pub mod rewrite;
 pub mod scratch;

@@ -4,7 +4,9 @@ use svc_common::{
     Backend, Flow, FlowState, Reason,
     backend::BACKEND_LOCAL,
     flow::{FLOW_INSIDE, FLOW_MASQUERADE, FLOW_MASQUERADED, FLOW_OWN_PORT, FLOW_SHORTCUT},
-    flow_hash, slot_in_range,
+    flow_hash,
+    hash::client_hash,
+    slot_in_range,
 };
 
 use crate::{
@@ -12,14 +14,14 @@ use crate::{
     flow::{Entry, forward_of, inbound, is_hairpin, outbound, outbound_of, reply},
     ip::Ip,
     scratch::Scratch,
-    select::{affinity_hash, by_affinity, by_hash, remember_affinity},
+    select::{by_affinity, by_hash, remember_affinity},
     tables::{Insert, Tables},
 };
 
 /// Backends tried before the client's port is remapped.
-const BACKENDS_TRIED: u32 = 3;
+pub(crate) const BACKENDS_TRIED: u32 = 3;
 /// Attempts in all.
-const ATTEMPTS: u32 = 6;
+pub(crate) const ATTEMPTS: u32 = 6;
 /// 2^32 / golden ratio: spreads successive attempts over the whole range.
 pub(crate) const SPREAD: u32 = 0x9e37_79b9;
 const FIRST_REMAPPED_PORT: u32 = 1024;
@@ -60,11 +62,11 @@ pub enum Attempt {
 #[inline(always)]
 pub fn attempt<A: Ip, T: Tables<A>>(tables: &mut T, scratch: &mut Scratch<A>, number: u32) -> Attempt {
     let now = tables.now();
-    let Scratch { key, frontend, range, .. } = scratch;
+    let Scratch { key, frontend, range, inside, .. } = scratch;
     let with_affinity = frontend.affinity_seconds != 0;
-    let bound = if with_affinity { by_affinity(tables, frontend, &key.source, now) } else { None };
+    let bound = if with_affinity { by_affinity(tables, frontend, *inside, &key.source, now) } else { None };
     let flow_hash = flow_hash(&key.source, key.source_port, &key.destination, key.destination_port, key.protocol);
-    let hash = if with_affinity { affinity_hash(&key.source, frontend.service) } else { flow_hash };
+    let hash = if with_affinity { client_hash(&key.source) } else { flow_hash };
     let step = number.wrapping_mul(SPREAD);
     let remap = number >= BACKENDS_TRIED || (with_affinity && number > 0);
     let id = match bound {

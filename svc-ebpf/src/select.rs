@@ -1,6 +1,6 @@
 //! Choosing a backend: affinity first, then the consistent-hash table.
 
-use svc_common::{Address, Affinity, AffinityKey, BackendState, Frontend, SlotRange, hash::client_hash, slot_in_range};
+use svc_common::{Address, Affinity, AffinityKey, BackendState, Frontend, SlotRange, slot_in_range};
 
 use crate::tables::Decisions;
 
@@ -16,12 +16,13 @@ pub fn by_hash<A: Address, T: Decisions<A>>(tables: &mut T, range: SlotRange, ha
     (backend.state != BackendState::Gone as u8).then_some(id)
 }
 
-/// The id of the backend a client is bound to by `sessionAffinity: ClientIP`, if that is in force and the backend still
-/// takes new flows.
+/// The id of the backend a client is bound to by `sessionAffinity: ClientIP`, if that is in force and policy and hints grant
+/// the backend to this side: other frontends of the port may have bound the client to one that they do not.
 #[inline(always)]
 pub fn by_affinity<A: Address, T: Decisions<A>>(
     tables: &mut T,
     frontend: &Frontend,
+    inside: bool,
     client: &A,
     now: u32,
 ) -> Option<u32> {
@@ -33,7 +34,9 @@ pub fn by_affinity<A: Address, T: Decisions<A>>(
         return None;
     }
     let backend = tables.backend(bound.backend)?;
-    let usable = backend.state == BackendState::Active as u8 && backend.generation == bound.generation;
+    let usable = backend.state != BackendState::Gone as u8
+        && backend.flags & frontend.membership(inside) != 0
+        && backend.generation == bound.generation;
     usable.then_some(bound.backend)
 }
 
@@ -50,10 +53,4 @@ pub fn remember_affinity<A: Address, T: Decisions<A>>(
     let key = AffinityKey { client: client.copy(), service: frontend.service };
     let bound = Affinity { backend, generation, last_seen: now };
     tables.set_affinity(&key, bound);
-}
-
-/// Where a flow of a Service with affinity falls when the client is not bound yet: ports play no part.
-#[inline(always)]
-pub fn affinity_hash<A: Address>(client: &A, service: u32) -> u32 {
-    client_hash(client, service)
 }

@@ -51,10 +51,10 @@ pub enum Answer<A> {
     Unchanged,
     /// Go there instead.
     Redirect(Target<A>),
-    /// The Service has no endpoint: `ECONNREFUSED`.
-    Refused,
-    /// Policy leaves no endpoint here: what a silent drop is for packets, `EHOSTUNREACH` is for sockets.
-    Unreachable,
+    /// Nobody serves it, for this reason: `ECONNREFUSED`.
+    Refused(Reason),
+    /// What a silent drop for this reason is for packets, `EHOSTUNREACH` is for sockets.
+    Unreachable(Reason),
 }
 
 impl<A: Copy> Request<A> {
@@ -96,11 +96,12 @@ pub fn connect<A: Address, T: Sockets<A>>(tables: &mut T, request: &Request<A>) 
     }
     match choose(tables, &frontend) {
         Some(id) => redirect(tables, request, id, true),
-        None => Answer::Refused,
+        None => Answer::Refused(Reason::Inconsistent),
     }
 }
 
-/// sendmsg(2) or sendto(2) with an address: the socket's last choice for this destination, while it serves.
+/// sendmsg(2) or sendto(2) with an address: the socket's last choice for this destination, while it serves, and when there is
+/// nobody else: its backend may come back.
 #[inline(always)]
 pub fn send<A: Address, T: Sockets<A>>(tables: &mut T, request: &Request<A>) -> Answer<A> {
     let Some(frontend) = frontend(tables, request) else { return no_frontend(tables, request) };
@@ -116,28 +117,33 @@ pub fn send<A: Address, T: Sockets<A>>(tables: &mut T, request: &Request<A>) -> 
     }
     match choose(tables, &frontend) {
         Some(id) => redirect(tables, request, id, true),
-        None => Answer::Refused,
+        None => Answer::Refused(Reason::Inconsistent),
     }
 }
 
 /// Id 0 is never given to a backend.
 const NO_BACKEND: u32 = 0;
 
-/// The id of the backend this socket used last for the destination, if it still serves; else [`NO_BACKEND`]. (Not an
-/// `Option`: LLVM would copy its undefined half, "R1 !read_ok".)
+/// The id of the backend this socket used last for the destination, if it still serves or the Service has lost everybody; else
+/// [`NO_BACKEND`]. (Not an `Option`: LLVM would copy its undefined half, "R1 !read_ok".)
 #[inline(always)]
 fn last_choice<A: Address, T: Sockets<A>>(tables: &mut T, request: &Request<A>, frontend: &Frontend) -> u32 {
     let Some(last) = tables.socket(&request.key(request.address, request.port)) else { return NO_BACKEND };
     let Some(backend) = tables.backend(last.backend) else { return NO_BACKEND };
-    let serves = backend.generation == last.generation
-        && backend.state != BackendState::Gone as u8
-        && backend.service == frontend.service;
-    if serves { last.backend } else { NO_BACKEND }
+    let has_nobody = frontend.inside.len == 0 && frontend.flags & FLAG_INSIDE_DROP == 0;
+    let is_kept = backend.generation == last.generation
+        && backend.service == frontend.service
+        && (backend.state != BackendState::Gone as u8 || has_nobody);
+    if is_kept { last.backend } else { NO_BACKEND }
 }
 
 #[inline(always)]
 fn nobody<A>(frontend: &Frontend) -> Answer<A> {
-    if frontend.flags & FLAG_INSIDE_DROP != 0 { Answer::Unreachable } else { Answer::Refused }
+    if frontend.flags & FLAG_INSIDE_DROP != 0 {
+        Answer::Unreachable(Reason::PolicyEmpty)
+    } else {
+        Answer::Refused(Reason::NoEndpoint)
+    }
 }
 
 /// recvmsg(2), getpeername(2): the VIP behind the backend `address:port`, if this socket was redirected there.
@@ -167,8 +173,8 @@ fn no_frontend<A: Address, T: Sockets<A>>(tables: &mut T, request: &Request<A>) 
     }
     match reason(tables, &request.address, VIP_INSIDE) {
         None => Answer::Unchanged,
-        Some(Reason::UnownedAddress) => Answer::Unreachable,
-        Some(_) => Answer::Refused,
+        Some(Reason::UnownedAddress) => Answer::Unreachable(Reason::UnownedAddress),
+        Some(reason) => Answer::Refused(reason),
     }
 }
 
@@ -182,7 +188,7 @@ fn choose<A: Address, T: Sockets<A>>(tables: &mut T, frontend: &Frontend) -> Opt
     // All processes of this host are one client: that of the unspecified address.
     let client = A::zeroed();
     let now = tables.now();
-    let id = match by_affinity(tables, frontend, &client, now) {
+    let id = match by_affinity(tables, frontend, true, &client, now) {
         Some(id) => id,
         None => by_hash(tables, frontend.inside, random)?,
     };
@@ -195,7 +201,9 @@ fn choose<A: Address, T: Sockets<A>>(tables: &mut T, frontend: &Frontend) -> Opt
 /// that only one of them has set ("R1 !read_ok").
 #[inline(never)]
 fn redirect<A: Address, T: Sockets<A>>(tables: &mut T, request: &Request<A>, id: u32, is_new: bool) -> Answer<A> {
-    let Some(backend) = tables.backend(id) else { return Answer::Refused };
+    let Some(backend) = tables.backend(id) else {
+        return Answer::Refused(Reason::Inconsistent);
+    };
     if is_new {
         if request.protocol != protocol::TCP {
             let key = request.key(request.address, request.port);
@@ -206,7 +214,7 @@ fn redirect<A: Address, T: Sockets<A>>(tables: &mut T, request: &Request<A>, id:
     let key = request.key(backend.address, backend.port);
     let vip = SocketPeer { address: request.address, port: request.port, pad: [0; 2] };
     if (is_new || tables.peer(&key).is_none()) && !tables.set_peer(&key, vip) {
-        return Answer::Unreachable;
+        return Answer::Unreachable(Reason::FlowTableFull);
     }
     Answer::Redirect(Target { address: backend.address, port: backend.port })
 }

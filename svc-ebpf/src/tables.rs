@@ -21,6 +21,7 @@ use crate::{
     held::{hold, lead},
     masquerade::{masquerade, try_port},
     open::{attempt, claim_entry},
+    recover::{recover, recover_one},
 };
 
 /// What became of an entry that was to be made only if absent.
@@ -117,6 +118,10 @@ pub trait Tables<A>: Decisions<A> + Cache<A> {
     fn attempt(&mut self, scratch: &mut Scratch<A>, number: u32) -> Attempt;
     /// Calls [`claim_entry()`] with these tables; a function of its own for the same reason.
     fn claim_entry(&mut self, scratch: &mut Scratch<A>) -> Insert;
+    /// Calls [`recover()`] with these tables; a function of its own for the same reason.
+    fn recover(&mut self, scratch: &mut Scratch<A>) -> bool;
+    /// Calls [`recover_one()`] with these tables; a function of its own for the same reason.
+    fn recover_one(&mut self, scratch: &mut Scratch<A>, number: u32) -> bool;
     /// Calls [`decide()`] with these tables; a function of its own for the same reason.
     fn decide(&mut self, scratch: &mut Scratch<A>) -> Decision;
     /// Calls [`remember()`] with these tables; a function of its own for the same reason.

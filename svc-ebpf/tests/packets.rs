@@ -4,14 +4,19 @@ mod support;
 
 use proptest::prelude::*;
 use svc_common::{
-    BackendState, Hook, Interface, Scope,
-    backend::BACKEND_LOCAL,
+    BackendState, Hook, Interface, Reason, Scope, SlotRange,
+    backend::{BACKEND_IN_CLUSTER, BACKEND_IN_LOCAL, BACKEND_LOCAL},
     config::INTERFACE_BRIDGE_PORT,
     flow::FLOW_HAIRPIN,
-    frontend::{FLAG_LOAD_BALANCER, FLAG_NODE_PORT},
+    frontend::{
+        FLAG_INSIDE_DROP, FLAG_INSIDE_LOCAL, FLAG_LOAD_BALANCER, FLAG_NODE_PORT, FLAG_OUTSIDE_DROP, FLAG_OUTSIDE_LOCAL,
+    },
     protocol,
 };
-use svc_ebpf::{Verdict, host::HostFrame};
+use svc_ebpf::{
+    Verdict,
+    host::{HostFrame, HostTables},
+};
 
 use support::*;
 
@@ -130,6 +135,24 @@ both_families! {
         assert_eq!(pass(&mut tables, Hook::Ingress, client, vip, 0), (client, first));
     }
 
+    fn a_datagram_is_dropped_if_policy_leaves_nobody_while_others_serve<A: Plan>() {
+        for (scope, flag) in [(Scope::Inside, FLAG_INSIDE_DROP), (Scope::Outside, FLAG_OUTSIDE_DROP)] {
+            let mut tables = tables::<A>(1);
+            tables.interface.scope = scope as u8;
+            let (client, vip) = (at::<A>(CLIENT, 40000), at::<A>(VIP, VIP_PORT));
+            let (_, first) = pass(&mut tables, Hook::Ingress, client, vip, 0);
+            let before = tables.clone();
+            tables.backends.get_mut(&1).unwrap().state = BackendState::Gone as u8;
+            for frontend in tables.frontends.values_mut() {
+                (frontend.inside.len, frontend.outside.len) = (0, 0);
+            }
+            set_flags(&mut tables, flag);
+            assert_eq!(drop_reason(&mut tables, vip, 0), Reason::PolicyEmpty);
+            (tables.frontends, tables.backends) = (before.frontends, before.backends);
+            assert_eq!(pass(&mut tables, Hook::Ingress, client, vip, 0), (client, first), "it is back");
+        }
+    }
+
     fn an_established_connection_stays_with_a_backend_that_is_gone_and_a_new_one_does_not<A: Plan>() {
         let mut tables = tables::<A>(2);
         let (client, vip) = (at::<A>(CLIENT, 40000), at::<A>(VIP, VIP_PORT));
@@ -165,6 +188,8 @@ both_families! {
         set_flags(&mut tables, FLAG_NODE_PORT);
         assert_eq!(pass(&mut tables, Hook::Ingress, client, vip, ACK), (client, vip));
         set_flags(&mut tables, FLAG_LOAD_BALANCER);
+        assert_eq!(pass(&mut tables, Hook::Ingress, client, vip, ACK), (client, vip), "no pod comes by another node");
+        tables.interface.scope = Scope::Outside as u8;
         assert_eq!(pass(&mut tables, Hook::Ingress, client, vip, ACK).1, at::<A>(BACKEND, BACKEND_PORT));
     }
 
@@ -178,6 +203,51 @@ both_families! {
         tables.now += 1;
         assert_eq!(pass(&mut tables, Hook::Ingress, client, vip, ACK).1, backend);
         assert_eq!(pass(&mut tables, Hook::Egress, backend, client, ACK), (vip, client));
+    }
+
+    fn a_forward_entry_is_rebuilt_though_affinity_chose_the_backend<A: Plan>() {
+        for (bound_elsewhere, affinity_since) in [(false, true), (true, true), (false, false)] {
+            let mut tables = tables::<A>(7);
+            let set = |tables: &mut HostTables<A>, seconds| {
+                tables.frontends.values_mut().for_each(|frontend| frontend.affinity_seconds = seconds);
+            };
+            set(&mut tables, if affinity_since { 100 } else { 0 });
+            let vip = at::<A>(VIP, VIP_PORT);
+            for port in 40000..40050 {
+                let client = at::<A>(CLIENT, port);
+                let (_, backend) = pass(&mut tables, Hook::Ingress, client, vip, SYN);
+                tables.flows.retain(|key, _| key.hook == Hook::Egress as u8);
+                let before = tables.affinity.clone();
+                // The time of the binding plays no part: a long connection outlives it.
+                tables.now += 1000;
+                if bound_elsewhere {
+                    tables.affinity.clear();
+                }
+                set(&mut tables, 100);
+                assert_eq!(pass(&mut tables, Hook::Ingress, client, vip, ACK).1, backend);
+                assert_eq!(pass(&mut tables, Hook::Ingress, client, vip, ACK).1, backend);
+                assert_eq!(pass(&mut tables, Hook::Egress, backend, client, ACK), (vip, client));
+                assert!(bound_elsewhere || tables.affinity == before, "it is no new connection");
+                if !affinity_since {
+                    set(&mut tables, 0);
+                }
+                tables.affinity.clear();
+                tables.slots.rotate_left(usize::from(!bound_elsewhere && affinity_since));
+            }
+        }
+    }
+
+    fn a_forward_entry_is_rebuilt_though_the_clients_port_was_remapped<A: Plan>() {
+        let mut tables = tables::<A>(1);
+        for port in 40000..40050 {
+            let client = at::<A>(CLIENT, port);
+            let first = pass(&mut tables, Hook::Ingress, client, at::<A>(VIP, VIP_PORT), SYN);
+            let second = pass(&mut tables, Hook::Ingress, client, at::<A>(OTHER_VIP, VIP_PORT), SYN);
+            assert_ne!(first.0, second.0);
+            tables.flows.retain(|key, _| key.hook == Hook::Egress as u8);
+            assert_eq!(pass(&mut tables, Hook::Ingress, client, at::<A>(OTHER_VIP, VIP_PORT), ACK), second);
+            assert_eq!(pass(&mut tables, Hook::Ingress, client, at::<A>(VIP, VIP_PORT), ACK), first);
+        }
     }
 
     fn a_forward_entry_is_rebuilt_from_the_reply_though_no_slot_leads_to_its_backend<A: Plan>() {
@@ -242,6 +312,55 @@ both_families! {
         }
         tables.now += 100;
         assert_ne!(pass(&mut tables, Hook::Ingress, at::<A>(CLIENT, 99), vip, SYN).1, first);
+    }
+
+    fn affinity_never_leaves_the_set_that_a_frontend_grants<A: Plan>() {
+        for scope in [Scope::Inside, Scope::Outside] {
+            let mut tables = tables::<A>(2);
+            tables.interface.scope = scope as u8;
+            tables.backends.get_mut(&2).unwrap().flags &= !BACKEND_IN_LOCAL;
+            let (vip, local) = (at::<A>(VIP, VIP_PORT), at::<A>(OTHER_VIP, VIP_PORT));
+            for (key, frontend) in &mut tables.frontends {
+                frontend.affinity_seconds = 100;
+                let is_local = key.address == A::nth(OTHER_VIP);
+                let range = SlotRange { offset: u32::from(!is_local), len: 1 };
+                (frontend.inside, frontend.outside) = (range, range);
+                frontend.flags |= if is_local { FLAG_INSIDE_LOCAL | FLAG_OUTSIDE_LOCAL } else { 0 };
+            }
+            let ask = |tables: &mut _, port, vip| {
+                pass::<A>(tables, Hook::Ingress, at::<A>(CLIENT, port), vip, SYN).1
+            };
+            assert_eq!(ask(&mut tables, 1, vip), at::<A>(BACKEND + 1, BACKEND_PORT));
+            assert_eq!(ask(&mut tables, 2, local), at::<A>(BACKEND, BACKEND_PORT));
+            assert_eq!(ask(&mut tables, 3, vip), at::<A>(BACKEND, BACKEND_PORT), "the last one is in both sets");
+        }
+    }
+
+    fn affinity_holds_among_endpoints_that_drain_while_nobody_else_serves<A: Plan>() {
+        let mut tables = tables::<A>(7);
+        tables.frontends.values_mut().for_each(|frontend| frontend.affinity_seconds = 100);
+        tables.backends.values_mut().for_each(|backend| backend.state = BackendState::Terminating as u8);
+        let vip = at::<A>(VIP, VIP_PORT);
+        let (_, first) = pass(&mut tables, Hook::Ingress, at::<A>(CLIENT, 1), vip, SYN);
+        tables.slots.rotate_left(1);
+        assert_eq!(pass(&mut tables, Hook::Ingress, at::<A>(CLIENT, 2), vip, SYN).1, first);
+        for backend in tables.backends.values_mut() {
+            backend.flags &= !BACKEND_IN_CLUSTER;
+        }
+        assert_ne!(pass(&mut tables, Hook::Ingress, at::<A>(CLIENT, 3), vip, SYN).1, first);
+    }
+
+    fn a_client_with_affinity_falls_on_one_backend_whatever_ids_a_node_gives<A: Plan>() {
+        let mut found = Vec::new();
+        for service in 7..27 {
+            let mut tables = tables::<A>(7);
+            for frontend in tables.frontends.values_mut() {
+                (frontend.affinity_seconds, frontend.service) = (100, service);
+            }
+            found.push(pass(&mut tables, Hook::Ingress, at::<A>(CLIENT, 1), at::<A>(VIP, VIP_PORT), SYN).1);
+        }
+        found.dedup();
+        assert_eq!(found.len(), 1, "{found:?}");
     }
 
     fn replies_on_a_bridge_port_are_steered_up_the_stack<A: Plan>() {

@@ -156,6 +156,8 @@ both_families! {
         let (client, vip) = (at::<A>(CLIENT, 40000), at::<A>(VIP, VIP_PORT));
         assert_eq!(pass(&mut tables, Hook::Ingress, client, vip, ACK), (client, vip));
         set_flags(&mut tables, FLAG_LOAD_BALANCER);
+        assert_eq!(pass(&mut tables, Hook::Ingress, client, vip, ACK), (client, vip));
+        tables.interface.scope = Scope::Outside as u8;
         assert_eq!(refused(&mut tables, vip, ACK, b""), Reason::NoEndpoint);
     }
 

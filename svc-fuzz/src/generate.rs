@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 
 use arbitrary::{Result, Unstructured};
 use svc_common::frontend::{
-    FLAG_CLUSTER_IP, FLAG_EXTERNAL_IP, FLAG_HOST_ONLY, FLAG_INSIDE_DROP, FLAG_LOAD_BALANCER, FLAG_NODE_PORT,
-    FLAG_OUTSIDE_DROP, FLAG_SOURCE_RANGES,
+    FLAG_CLUSTER_IP, FLAG_EXTERNAL_IP, FLAG_HOST_ONLY, FLAG_INSIDE_DROP, FLAG_INSIDE_LOCAL, FLAG_LOAD_BALANCER,
+    FLAG_NODE_PORT, FLAG_OUTSIDE_DROP, FLAG_OUTSIDE_LOCAL, FLAG_SOURCE_RANGES,
 };
 use svc_common::vip::{VIP_INSIDE, VIP_OUTSIDE};
 
@@ -83,6 +83,8 @@ fn frontend(u: &mut Unstructured<'_>, n: usize) -> Result<FrontendPlan> {
         0 => FLAG_INSIDE_DROP | FLAG_OUTSIDE_DROP,
         1 => FLAG_HOST_ONLY,
         2 => FLAG_SOURCE_RANGES,
+        3 => FLAG_INSIDE_LOCAL,
+        4 => FLAG_OUTSIDE_LOCAL,
         _ => 0,
     };
     let mut range = || -> Result<(u32, u32)> {

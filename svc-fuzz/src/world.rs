@@ -12,7 +12,7 @@ use std::{
 use bytemuck::{bytes_of, bytes_of_mut};
 use svc_common::{
     Backend, Cidr, Flow, FlowKey, Frontend, FrontendKey, Hook, Interface, Ports, SlotRange, SourcePrefix,
-    backend::BACKEND_LOCAL,
+    backend::{BACKEND_IN_CLUSTER, BACKEND_IN_LOCAL, BACKEND_LOCAL},
     config::INTERFACE_BRIDGE_PORT,
     filter::{KNOWN_ENDPOINT, KNOWN_FRONTEND},
     flow::FLOW_MASQUERADED,
@@ -357,7 +357,7 @@ fn apply<A: Plan>(tables: &mut HostTables<A>, change: Change) {
                 address: A::nth(plan.host),
                 port: if is_other { OTHER_PORT } else { BACKEND_PORT },
                 state: plan.state,
-                flags: if plan.local { BACKEND_LOCAL } else { 0 },
+                flags: BACKEND_IN_CLUSTER | if plan.local { BACKEND_LOCAL | BACKEND_IN_LOCAL } else { 0 },
                 generation: plan.generation,
                 service: if is_other { 4 } else { 3 },
             };

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use serde_json::json;
-use svc_lab::{Place, Pod, Protocol, Request, Service, Spec, until};
+use svc_lab::{Endpoint, Place, Pod, Protocol, Request, Service, Spec, until};
 
 use support::{
     Cluster, PORT, PROTOCOLS, WEB,
@@ -179,6 +179,33 @@ fn an_endpoint_that_is_removed_is_replaced_and_its_successor_kept() -> Result<()
 }
 
 #[test]
+fn a_client_leaves_its_endpoint_when_a_policy_or_hints_take_it_away() -> Result<()> {
+    let cluster = cluster(600, 10..12)?;
+    let far = |nth| publish(&cluster, &sticky(nth, 600), nth, &[&cluster.far]);
+    (10..12).try_for_each(far)?;
+    in_effect(&cluster)?;
+    let ask = |nth: u16, expected: &str| {
+        for_everybody(|who, family, protocol| {
+            // Policy Local holds for the outside at node ports, and for all others at cluster IPs.
+            let addresses = who.addresses(&cluster, nth, family);
+            let asked = addresses[if matches!(who, Who::Outside) { 0 } else { 2 }];
+            let found = servers(who.place(&cluster), &Request::new(protocol, asked), asked, MANY / 2)?;
+            ensure!(found == [expected], "web-{nth}, {who:?}, family {family}, {protocol:?}: {found:?}");
+            Ok(())
+        })
+    };
+    (10..12).try_for_each(|nth| ask(nth, "far"))?;
+    let local = sticky(10, 600).spec("externalTrafficPolicy", "Local").spec("internalTrafficPolicy", "Local");
+    publish(&cluster, &local, 10, &[&cluster.near, &cluster.far])?;
+    let nodes = ["node1", "node2"].map(|node| [node.to_owned()]);
+    let hinted = [(&cluster.near, &nodes[0]), (&cluster.far, &nodes[1])];
+    let hinted = hinted.map(|(pod, node)| Endpoint { for_nodes: node, ..Endpoint::ready(pod) });
+    cluster.publish_of("web-11", &sticky(11, 600), &hinted)?;
+    in_effect(&cluster)?;
+    (10..12).try_for_each(|nth| ask(nth, "near"))
+}
+
+#[test]
 fn affinity_is_switched_on_and_off_while_the_service_runs() -> Result<()> {
     let cluster = cluster(600, 10..11)?;
     let pods = [&cluster.near, &cluster.far, &cluster.host];
@@ -217,24 +244,34 @@ fn affinity_is_switched_on_and_off_while_the_service_runs() -> Result<()> {
 
 #[test]
 fn affinity_ends_when_a_client_was_silent_for_longer_than_the_time_out() -> Result<()> {
-    // A pod that is bound no more is balanced by its address, which may lead to where it was: of six Services, some move.
-    let services = 10..16;
-    let cluster = cluster(1, services.clone())?;
+    // A client that is bound no more is balanced by its address, to one endpoint of the three in every Service: two of them
+    // had another one.
+    let cluster = cluster(1, 10..13)?;
+    let first = [&cluster.near, &cluster.far, &cluster.host];
+    for (nth, only) in (10..13).zip(first) {
+        publish(&cluster, &sticky(nth, 1), nth, &[only])?;
+    }
+    in_effect(&cluster)?;
     let ask_all = |who: Who, family: usize| -> Result<Vec<String>> {
         let mut found = Vec::new();
-        for nth in services.clone() {
+        for nth in 10..13 {
             let asked = who.addresses(&cluster, nth, family)[0];
             found.extend(servers(who.place(&cluster), &Request::tcp(asked), asked, 1)?);
         }
         Ok(found)
     };
+    let names = first.map(|pod| pod.name().to_owned());
     for who in EVERYBODY {
         for family in 0..2 {
-            ensure!(ask_all(who, family)?.iter().all(|server| server == "near"), "only near is there");
+            settles("the only endpoint", || {
+                let found = ask_all(who, family)?;
+                ensure!(found == names, "{found:?}");
+                Ok(())
+            })?;
         }
     }
-    for nth in services.clone() {
-        publish(&cluster, &sticky(nth, 1), nth, &[&cluster.near, &cluster.far, &cluster.host])?;
+    for nth in 10..13 {
+        publish(&cluster, &sticky(nth, 1), nth, &first)?;
     }
     in_effect(&cluster)?;
     for who in EVERYBODY {
@@ -245,7 +282,7 @@ fn affinity_ends_when_a_client_was_silent_for_longer_than_the_time_out() -> Resu
                 ensure!(silent_since.elapsed() > Duration::from_secs(3), "silence");
                 let found = ask_all(who, family)?;
                 silent_since = Instant::now();
-                ensure!(found.iter().any(|server| server != "near"), "{who:?}, family {family}: {found:?}");
+                ensure!(found != names, "{who:?}, family {family}: {found:?}");
                 Ok(())
             })?;
         }

@@ -7,11 +7,14 @@ use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Result, ensure};
 use nix::time::{ClockId, clock_gettime};
-use svc_lab::{Place, Pod, Protocol, Request, until};
+use svc_lab::{Place, Pod, Protocol, Request, Service, until};
 
 use support::{
     Cluster, PORT,
-    flow::{PACKETS, PATIENCE, cluster, cluster_ips, entries, entries_where, forget, servers, settles, ways, web},
+    flow::{
+        Entry, PACKETS, PATIENCE, cluster, cluster_ips, entries, entries_where, forget, servers, settles, ways, web,
+    },
+    service_addresses,
 };
 
 /// Waits until the unit of time in which a flow is looked after once, 2^30 ns, is over. It is the programs' clock.
@@ -28,10 +31,11 @@ fn next_unit() -> Result<()> {
     Ok(())
 }
 
-/// Removes the entries of a hook from the flow tables again and again below streams; all must go on.
+/// Removes the entries of hooks from the flow tables again and again below streams; all must go on.
 fn survives(
     protocol: Protocol,
-    hook: &str,
+    hooks: &[&str],
+    service: &Service,
     pods: impl Fn(&Cluster) -> Vec<&Pod>,
     ways: impl Fn(&Cluster) -> Vec<(&Place, SocketAddr)>,
 ) -> Result<()> {
@@ -45,6 +49,21 @@ fn survives(
             Ok(())
         })?;
     }
+    if service.object != web().object {
+        cluster.publish("web", service, &pods)?;
+        for (who, asked) in &ways {
+            settles("one endpoint", || {
+                let found = servers(who, &Request::new(protocol, *asked), *asked, 24)?;
+                ensure!(found.len() == 1, "{found:?}");
+                Ok(())
+            })?;
+        }
+    }
+    let entries = |port| -> Result<Vec<Entry>> {
+        let found: Vec<Vec<Entry>> = hooks.iter().map(|hook| entries(&cluster, port, hook)).collect::<Result<_>>()?;
+        ensure!(found.iter().all(|entries| !entries.is_empty()), "{port} has no entry at one of {hooks:?}: {found:?}");
+        Ok(found.into_iter().flatten().collect())
+    };
     // Entries of what was just asked may have a stream's port.
     forget(&entries_where(&cluster, &|_| true)?)?;
     let mut streams = Vec::new();
@@ -58,10 +77,9 @@ fn survives(
     for _ in 0..3 {
         for (asked, steady) in &mut streams {
             let port = steady.first.source.port();
-            let found = entries(&cluster, port, hook)?;
-            ensure!(!found.is_empty(), "{asked} from {port} has no entry at {hook}");
+            let found = entries(port)?;
             forget(&found)?;
-            if hook == "egress" {
+            if hooks == ["egress"] {
                 next_unit()?;
             }
             for _ in 0..3 {
@@ -69,7 +87,7 @@ fn survives(
                 let is_answered = report.answered == report.sent && report.failure.is_none();
                 ensure!(is_answered, "{asked} from {port} without {found:?}: {report:?}");
             }
-            let rebuilt = entries(&cluster, port, hook)?;
+            let rebuilt = entries(port)?;
             ensure!(rebuilt.len() == found.len(), "{asked} from {port}: {found:?} became {rebuilt:?}");
         }
     }
@@ -95,14 +113,24 @@ fn ways_to_itself(cluster: &Cluster) -> Vec<(&Place, SocketAddr)> {
     cluster_ips().into_iter().map(|address| (near, SocketAddr::new(address, PORT))).collect()
 }
 
+/// Where a client outside finds `web` at addresses that other nodes have as well.
+fn external_ways(cluster: &Cluster) -> Vec<(&Place, SocketAddr)> {
+    let addresses = service_addresses(10).1;
+    addresses.into_iter().map(|address| (cluster.lab.outside(), SocketAddr::new(address, PORT))).collect()
+}
+
+fn sticky() -> Service {
+    web().spec("sessionAffinity", "ClientIP")
+}
+
 #[test]
 fn connections_whose_forward_entry_was_evicted_go_on_with_their_endpoint() -> Result<()> {
-    survives(Protocol::Tcp, "ingress", three, ways)
+    survives(Protocol::Tcp, &["ingress"], &web(), three, ways)
 }
 
 #[test]
 fn datagrams_whose_forward_entry_was_evicted_go_on_with_their_endpoint() -> Result<()> {
-    survives(Protocol::Udp, "ingress", three, ways)
+    survives(Protocol::Udp, &["ingress"], &web(), three, ways)
 }
 
 // A table gives up what was not used for longest, so a reply entry is lost while its flow is idle: the next request comes in
@@ -110,25 +138,49 @@ fn datagrams_whose_forward_entry_was_evicted_go_on_with_their_endpoint() -> Resu
 
 #[test]
 fn idle_connections_whose_reply_entry_was_evicted_go_on() -> Result<()> {
-    survives(Protocol::Tcp, "egress", three, ways)
+    survives(Protocol::Tcp, &["egress"], &web(), three, ways)
 }
 
 #[test]
 fn idle_datagram_flows_whose_reply_entry_was_evicted_go_on() -> Result<()> {
-    survives(Protocol::Udp, "egress", three, ways)
+    survives(Protocol::Udp, &["egress"], &web(), three, ways)
 }
 
 #[test]
 fn connections_of_a_pod_to_itself_whose_forward_entry_was_evicted_go_on() -> Result<()> {
-    survives(Protocol::Tcp, "ingress", itself, ways_to_itself)
+    survives(Protocol::Tcp, &["ingress"], &web(), itself, ways_to_itself)
 }
 
 #[test]
 fn datagrams_of_a_pod_to_itself_whose_forward_entry_was_evicted_go_on() -> Result<()> {
-    survives(Protocol::Udp, "ingress", itself, ways_to_itself)
+    survives(Protocol::Udp, &["ingress"], &web(), itself, ways_to_itself)
 }
 
 #[test]
 fn idle_connections_of_a_pod_to_itself_whose_reply_entry_was_evicted_go_on() -> Result<()> {
-    survives(Protocol::Tcp, "egress", itself, ways_to_itself)
+    survives(Protocol::Tcp, &["egress"], &web(), itself, ways_to_itself)
+}
+
+#[test]
+fn connections_with_affinity_whose_forward_entry_was_evicted_go_on_with_their_endpoint() -> Result<()> {
+    survives(Protocol::Tcp, &["ingress"], &sticky(), three, ways)
+}
+
+// As when a connection comes by another node from then on: nothing is left of it, and its hash says where it went.
+
+#[test]
+fn connections_of_an_external_address_that_lost_both_entries_go_on_with_their_endpoint() -> Result<()> {
+    survives(Protocol::Tcp, &["ingress", "egress"], &web(), three, external_ways)
+}
+
+#[test]
+fn connections_of_an_external_address_with_affinity_that_lost_both_entries_go_on() -> Result<()> {
+    survives(Protocol::Tcp, &["ingress", "egress"], &sticky(), three, external_ways)
+}
+
+#[test]
+fn datagram_flows_that_lost_both_entries_go_on_with_their_endpoint() -> Result<()> {
+    survives(Protocol::Udp, &["ingress", "egress"], &web(), three, |cluster| {
+        [ways(cluster), external_ways(cluster)].concat()
+    })
 }

@@ -5,7 +5,7 @@ mod support;
 use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
-use svc_lab::{Endpoint, Place, Pod, Protocol, Request, Service, Steady, until};
+use svc_lab::{Endpoint, FailureKind, Place, Pod, Protocol, Request, Service, Steady, until};
 
 use support::{
     Cluster, PORT, TARGET, WEB,
@@ -123,7 +123,9 @@ fn the_next_datagram_goes_to_the_changed_target_port() -> Result<()> {
 #[test]
 fn datagrams_stay_with_their_endpoint_while_there_is_no_other_and_leave_it_when_there_is_one() -> Result<()> {
     let cluster = cluster(&[])?;
-    let ways = ways(&cluster);
+    let mut ways = ways(&cluster);
+    let node: &Place = cluster.lab.node(1);
+    ways.extend(cluster_ips().into_iter().map(|address| (node, SocketAddr::new(address, PORT))));
     let mut streams = streams(&cluster, Protocol::Udp, &ways)?;
     cluster.publish("web", &web(), &[])?;
     for (who, asked) in &ways {
@@ -141,6 +143,56 @@ fn datagrams_stay_with_their_endpoint_while_there_is_no_other_and_leave_it_when_
         moves_to(steady, "far")?;
     }
     streams.into_iter().try_for_each(is_whole)
+}
+
+#[test]
+fn datagrams_are_dropped_where_policy_leaves_no_endpoint_while_others_serve() -> Result<()> {
+    let cluster = cluster(&[])?;
+    let local = web().spec("internalTrafficPolicy", "Local").spec("externalTrafficPolicy", "Local");
+    cluster.publish("web", &local, &[&cluster.near])?;
+    let node: &Place = cluster.lab.node(1);
+    let mut ways = ways(&cluster);
+    ways.extend(cluster_ips().into_iter().map(|address| (node, SocketAddr::new(address, PORT))));
+    let mut streams = Vec::new();
+    for (who, asked) in &ways {
+        settles("the local endpoint", || {
+            let found = servers(who, &Request::udp(*asked), *asked, 8)?;
+            ensure!(found == ["near"], "{found:?}");
+            Ok(())
+        })?;
+        let log = cluster.lab.logs().join("stream.log");
+        let steady = who.steady(&Request::udp(*asked).timeout_ms(500), 0, &log);
+        streams.push((*who, *asked, steady.map_err(|failure| anyhow::anyhow!("{asked}: {failure}"))?));
+    }
+    cluster.publish("web", &local, &[&cluster.far])?;
+    for (who, asked, steady) in &mut streams {
+        settles("silence", || {
+            let report = steady.ask()?;
+            let again = steady.ask()?;
+            ensure!(again.answered == report.answered, "{asked}: {again:?}");
+            Ok(())
+        })?;
+        let dropped = cluster.drops(1, "policy_empty")?;
+        let report = steady.ask()?;
+        ensure!(report.servers.keys().eq(["near"]), "{asked}: another node's endpoint answers: {report:?}");
+        // What a drop is to a packet, EHOSTUNREACH is to a socket that is translated.
+        let is_host = std::ptr::eq(*who, node);
+        let kind = report.failure.as_ref().map(|failure| failure.kind);
+        let expected = if is_host { FailureKind::Unreachable } else { FailureKind::Timeout };
+        ensure!(kind == Some(expected), "{asked}: {report:?}");
+        let counted = cluster.drops(1, "policy_empty")?;
+        ensure!(counted == dropped + 1, "{asked}: {counted} drops, {dropped} before");
+    }
+    cluster.publish("web", &local, &[&cluster.far, &cluster.near])?;
+    for (_, asked, steady) in &mut streams {
+        settles("the local endpoint again", || {
+            let before = steady.report()?.answered;
+            let report = steady.ask()?;
+            ensure!(report.answered > before && report.servers.keys().eq(["near"]), "{asked}: {report:?}");
+            Ok(())
+        })?;
+    }
+    Ok(())
 }
 
 fn connections_stay(extra: &[&str]) -> Result<()> {

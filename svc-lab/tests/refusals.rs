@@ -61,7 +61,10 @@ fn a_service_without_endpoints_refuses_pods_the_host_and_the_outside() -> Result
     let mut wrong = refusals(client, &inside);
     wrong.extend(refusals(lab.outside(), &outside));
     ensure!(cluster.drops(1, "no_endpoint")? >= before + 20, "refused packets are not counted");
+    let before = cluster.drops(1, "no_endpoint")?;
     wrong.extend(refusals(lab.node(1), &inside));
+    let counted = cluster.drops(1, "no_endpoint")? - before;
+    ensure!(counted == 2 * inside.len() as u64, "{counted} refused connects of the host are counted");
     ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
     Ok(())
 }
@@ -75,7 +78,9 @@ fn an_unknown_port_of_a_vip_is_refused_and_an_address_nobody_owns_is_dropped() -
     let (cluster_ips, balancer) = service_addresses(10);
     let unknown = PORT + 1;
     let mut wrong = refusals(client, &with_port(&cluster_ips, unknown));
+    let before = cluster.drops(1, "unknown_port")?;
     wrong.extend(refusals(lab.node(1), &with_port(&cluster_ips, unknown)));
+    ensure!(cluster.drops(1, "unknown_port")? == before + 4, "refused connects of the host are not counted");
     wrong.extend(refusals(lab.outside(), &with_port(&balancer, unknown)));
     ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
 
@@ -86,8 +91,10 @@ fn an_unknown_port_of_a_vip_is_refused_and_an_address_nobody_owns_is_dropped() -
             let failure = client.ask(&noticing(protocol, asked).timeout_ms(300)).expect_err("nobody owns it");
             ensure!(failure.kind == FailureKind::Timeout, "{asked} {}: {failure}", protocol.as_str());
             ensure!(cluster.drops(1, "unowned_address")? > before, "{asked} {}: not counted", protocol.as_str());
+            let before = cluster.drops(1, "unowned_address")?;
             let failure = lab.node(1).ask(&noticing(protocol, asked)).expect_err("nobody owns it");
             ensure!(failure.kind == FailureKind::Unreachable, "{asked} {}: {failure}", protocol.as_str());
+            ensure!(cluster.drops(1, "unowned_address")? == before + 1, "{asked} {}: not counted", protocol.as_str());
         }
     }
     Ok(())

@@ -15,6 +15,7 @@ pub mod masquerade;
 pub mod metrics;
 pub mod model;
 pub(crate) mod netlink;
+pub mod privileges;
 pub mod reserved_ports;
 pub mod sockets;
 pub mod source;

@@ -25,7 +25,7 @@ use nix::{
     sys::socket::{SockFlag, SockProtocol},
 };
 
-use crate::netlink::{ACK, APPEND, CREATE, Message, REQUEST, Socket};
+use crate::netlink::{ACK, APPEND, CREATE, DUMP, Message, REQUEST, Socket, attributes, text};
 
 /// Name of the table, family `inet`.
 pub const TABLE: &str = "svc";
@@ -81,6 +81,28 @@ pub fn install(mark: u32) -> Result<(), MasqueradeError> {
     Ok(batch.commit()?)
 }
 
+/// Whether the table and a rule in both of its chains are there.
+pub fn is_installed() -> Result<bool, MasqueradeError> {
+    let socket = Socket::open(SockProtocol::NetlinkNetFilter, 0, SockFlag::empty())?;
+    // nfgenmsg: family, version 0, resource 0.
+    let request = table(Message::new(GETRULE, REQUEST | DUMP, 1, &[NFPROTO_INET, 0, 0, 0])).finish();
+    let mut found = Vec::new();
+    let dumped = socket.dump(&request, &mut |message| {
+        let attribute = |wanted| {
+            let mut all = attributes(message.payload.get(4..).unwrap_or_default());
+            all.find(|(kind, _)| *kind == wanted).map(|(_, value)| text(value))
+        };
+        if attribute(1).as_deref() == Some(TABLE) {
+            found.extend(attribute(2));
+        }
+    });
+    match dumped {
+        Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => Ok(false),
+        Err(error) => Err(error.into()),
+        Ok(()) => Ok([MASQUERADE, UNMARK].iter().all(|chain| found.iter().any(|found| found == chain.name))),
+    }
+}
+
 /// Removes the table; true if there was one.
 pub fn remove() -> Result<bool, MasqueradeError> {
     let mut batch = Batch::new();
@@ -113,6 +135,7 @@ const NEWTABLE: u16 = SUBSYSTEM << 8;
 const DELTABLE: u16 = (SUBSYSTEM << 8) | 2;
 const NEWCHAIN: u16 = (SUBSYSTEM << 8) | 3;
 const NEWRULE: u16 = (SUBSYSTEM << 8) | 6;
+const GETRULE: u16 = (SUBSYSTEM << 8) | 7;
 const NFPROTO_INET: u8 = 1;
 const HOOK_POSTROUTING: u32 = 4;
 /// The first 32-bit register (`NFT_REG32_00`).

@@ -2,12 +2,22 @@
 //!
 //! It never decides anything about endpoints (that is `compile`) and never sees an id or a map.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    net::{IpAddr, SocketAddr},
+};
 
+use self::claims::Claims;
+pub use self::claims::{Owner, Withheld};
 use crate::{
     compile::{NodeContext, PortTable, compile},
     model::{Change, Node, ObjectName, Service, Slice, Unbalanced},
 };
+
+mod claims;
+
+/// Namespace and name of the Service that stands for the API server.
+const API: (&str, &str) = ("default", "kubernetes");
 
 /// The objects as last reported.
 #[derive(Debug, Default)]
@@ -20,6 +30,13 @@ pub struct World {
     node: Option<Node>,
     context: NodeContext,
     dirty: HashSet<ObjectName>,
+    claims: Claims,
+    /// The API server's slices may have changed.
+    api_changed: bool,
+    /// The node's own addresses.
+    own_addresses: HashSet<IpAddr>,
+    /// Dirty ones that may have to give way to others: they come before these.
+    yielding: HashSet<ObjectName>,
     /// Services whose names may have changed; `None`: nobody asks.
     renamed: Option<HashSet<ObjectName>>,
     synced: bool,
@@ -35,15 +52,18 @@ impl World {
     pub fn apply(&mut self, change: Change) {
         match change {
             Change::Service(name, service) => {
-                let was_unbalanced = self.unbalanced.remove(&name).is_some();
+                let was_unbalanced = self.forget_unbalanced(&name);
                 let changed = match service {
                     Some(service) if self.services.get(&name) == Some(&*service) => false,
                     Some(mut service) => {
                         service.shrink();
+                        self.forget_service(&name);
+                        let touched = self.claims.count(&name, &service.cluster_ips, Some(&service), true);
+                        self.give_way(touched);
                         self.services.insert(name.clone(), *service);
                         true
                     }
-                    None => self.services.remove(&name).is_some(),
+                    None => self.forget_service(&name),
                 };
                 if changed || was_unbalanced {
                     self.rename(&name);
@@ -53,12 +73,15 @@ impl World {
                 }
             }
             Change::Unbalanced(name, service) => {
-                if self.services.remove(&name).is_some() {
+                if self.forget_service(&name) {
                     self.dirty.insert(name.clone());
                     self.rename(&name);
                 }
                 if self.unbalanced.get(&name) != Some(&*service) {
                     self.rename(&name);
+                    self.forget_unbalanced(&name);
+                    let touched = self.claims.count(&name, cluster_ips(&service), None, true);
+                    self.give_way(touched);
                     self.unbalanced.insert(name, *service);
                 }
             }
@@ -68,6 +91,26 @@ impl World {
             // Problems change no object; the agent logs and counts them before they come here.
             Change::Problem(_) | Change::Readable(_) => {}
         }
+    }
+
+    fn forget_service(&mut self, name: &ObjectName) -> bool {
+        let Some(old) = self.services.remove(name) else { return false };
+        let touched = self.claims.count(name, &old.cluster_ips, Some(&old), false);
+        self.give_way(touched);
+        true
+    }
+
+    fn forget_unbalanced(&mut self, name: &ObjectName) -> bool {
+        let Some(old) = self.unbalanced.remove(name) else { return false };
+        let touched = self.claims.count(name, cluster_ips(&old), None, false);
+        self.give_way(touched);
+        true
+    }
+
+    /// Has Services compiled again that may not have an address any more, or may have it again.
+    fn give_way(&mut self, touched: Vec<ObjectName>) {
+        self.dirty.extend(touched.iter().cloned());
+        self.yielding.extend(touched);
     }
 
     fn apply_slice(&mut self, name: ObjectName, slice: Option<Slice>) {
@@ -103,6 +146,21 @@ impl World {
             self.dirty.insert(slice.service.clone());
         }
         self.rename(&slice.service);
+        self.api_changed |= (&*slice.service.namespace, &*slice.service.name) == API;
+    }
+
+    /// Sets where the agent reaches the API server.
+    pub fn set_api(&mut self, address: SocketAddr) {
+        self.claims.configure_api(address);
+    }
+
+    /// Sets the node's own addresses, which no cluster IP can be.
+    pub fn set_own_addresses(&mut self, addresses: HashSet<IpAddr>) {
+        let changed = self.own_addresses.symmetric_difference(&addresses);
+        if self.claims.has_cluster_ip(changed) {
+            self.dirty.extend(self.services.keys().cloned());
+        }
+        self.own_addresses = addresses;
     }
 
     fn rename(&mut self, name: &ObjectName) {
@@ -131,20 +189,35 @@ impl World {
         }
     }
 
-    /// Names that may have to be programmed anew, sorted, Services that are gone included. Each is returned once.
+    /// Names that may have to be programmed anew, sorted, those before others that may have to give way to them, Services that are
+    /// gone included. Each is returned once.
     pub fn take_dirty(&mut self) -> Vec<ObjectName> {
+        if std::mem::take(&mut self.api_changed) {
+            let api = ObjectName::new(API.0, API.1);
+            let slices = self.slices_of(&api);
+            let addresses = slices.flat_map(|slice| {
+                let ports = slice.ports.iter();
+                ports.flat_map(|port| slice.endpoints.iter().map(|it| SocketAddr::new(it.address, port.port)))
+            });
+            let addresses = addresses.collect();
+            let touched = self.claims.set_api(addresses);
+            self.give_way(touched);
+        }
         let mut dirty: Vec<_> = self.dirty.drain().collect();
         // A burst leaves room behind that is looked through each time.
         self.dirty.shrink_to(64);
-        dirty.sort_unstable();
+        let yielding = std::mem::take(&mut self.yielding);
+        dirty.sort_unstable_by(|a, b| (!yielding.contains(a), a).cmp(&(!yielding.contains(b), b)));
         dirty
     }
 
-    /// The tables of a Service; none if it does not exist.
-    pub fn compile(&self, name: &ObjectName) -> Vec<PortTable> {
-        let Some(service) = self.services.get(name) else { return Vec::new() };
+    /// The tables of a Service, none if it does not exist, and what it names and does not get.
+    pub fn compile(&self, name: &ObjectName) -> (Vec<PortTable>, Vec<Withheld>) {
+        let Some(service) = self.services.get(name) else { return Default::default() };
         let slices: Vec<&Slice> = self.slices_of(name).collect();
-        compile(service, &slices, &self.context)
+        let mut tables = compile(service, &slices, &self.context);
+        let withheld = self.claims.withhold(service, &self.own_addresses, &mut tables);
+        (tables, withheld)
     }
 
     /// Services and slices have both been listed once.
@@ -185,6 +258,13 @@ impl World {
     /// What [`World::set_node`] was last told.
     pub fn context(&self) -> &NodeContext {
         &self.context
+    }
+}
+
+fn cluster_ips(service: &Unbalanced) -> &[IpAddr] {
+    match service {
+        Unbalanced::Elsewhere { cluster_ips, .. } => cluster_ips,
+        Unbalanced::Headless | Unbalanced::ExternalName(_) => &[],
     }
 }
 
@@ -249,13 +329,13 @@ mod tests {
         assert_eq!(dirty_after(&mut world, slice("a", "web")), []);
         assert_eq!(dirty_after(&mut world, service("web")), [name("web")]);
         assert_eq!(dirty_after(&mut world, service("web")), []);
-        assert_eq!(world.compile(&name("web"))[0].cluster, [0]);
+        assert_eq!(world.compile(&name("web")).0[0].cluster, [0]);
         assert_eq!(dirty_after(&mut world, slice("a", "other")), [name("other"), name("web")], "it moved");
         assert_eq!(world.slices_of(&name("web")).count(), 0);
         assert_eq!(dirty_after(&mut world, Change::Slice(name("a"), None)), [name("other")]);
         assert_eq!(dirty_after(&mut world, Change::Service(name("web"), None)), [name("web")]);
         assert_eq!(dirty_after(&mut world, Change::Service(name("web"), None)), []);
-        assert_eq!(world.compile(&name("web")), []);
+        assert_eq!(world.compile(&name("web")).0, []);
     }
 
     #[test]
@@ -268,6 +348,70 @@ mod tests {
         assert_eq!(world.take_dirty(), [name("web")]);
         world.set_node(context);
         assert_eq!(world.take_dirty(), []);
+    }
+
+    /// Addresses that a Service gets, and what is withheld from it.
+    fn gets(world: &World, of: &str) -> (Vec<String>, Vec<String>) {
+        let (tables, withheld) = world.compile(&name(of));
+        let frontends = tables.iter().flat_map(|table| &table.frontends).map(|it| it.address.to_string());
+        (frontends.collect(), withheld.iter().map(ToString::to_string).collect())
+    }
+
+    fn with(text: &str, cluster: &str, balancer: &[&str], external: &[&str]) -> Change {
+        let Change::Service(name, Some(mut service)) = service(text) else { unreachable!() };
+        let addresses = |texts: &[&str]| texts.iter().map(|it| it.parse().expect("an address")).collect();
+        service.cluster_ips = addresses(&[cluster]);
+        service.load_balancer_ips = addresses(balancer);
+        service.external_ips = addresses(external);
+        Change::Service(name, Some(service))
+    }
+
+    #[test]
+    fn nobody_gets_a_cluster_ip_of_another_service_whoever_came_first() {
+        let mut world = World::new();
+        world.apply(with("thief", "10.96.0.1", &["10.96.0.9"], &["10.96.0.9", "10.96.0.1"]));
+        assert_eq!(gets(&world, "thief").0, ["10.96.0.1:80", "10.96.0.9:80"], "nobody else's so far, and its own");
+        world.take_dirty();
+        world.apply(with("a-victim", "10.96.0.9", &[], &[]));
+        assert_eq!(world.take_dirty(), [name("thief"), name("a-victim")], "who gives way comes first");
+        let (has, withheld) = gets(&world, "thief");
+        assert_eq!(has, ["10.96.0.1:80"]);
+        assert_eq!(withheld, ["10.96.0.9:80 is another Service's cluster IP: remove it"]);
+        assert_eq!(gets(&world, "a-victim").0, ["10.96.0.9:80"]);
+        assert_eq!(dirty_after(&mut world, Change::Service(name("a-victim"), None)), [name("thief"), name("a-victim")]);
+        assert_eq!(gets(&world, "thief").0, ["10.96.0.1:80", "10.96.0.9:80"]);
+        let elsewhere = Unbalanced::Elsewhere { cluster_ips: vec!["10.96.0.9".parse().expect("it")], ports: vec![] };
+        world.apply(Change::Unbalanced(name("a-victim"), Box::new(elsewhere)));
+        assert_eq!(gets(&world, "thief").0, ["10.96.0.1:80"], "another proxy's is nobody's either");
+    }
+
+    #[test]
+    fn an_external_ip_gives_way_to_a_load_balancers_address_of_another_service() {
+        let mut world = World::new();
+        world.apply(with("thief", "10.96.0.1", &[], &["203.0.113.7"]));
+        world.apply(with("victim", "10.96.0.2", &["203.0.113.7"], &["203.0.113.7"]));
+        let (has, withheld) = gets(&world, "thief");
+        assert_eq!(has, ["10.96.0.1:80"]);
+        assert_eq!(withheld, ["203.0.113.7:80 is a load balancer's address of default/victim: remove it"]);
+        assert_eq!(gets(&world, "victim"), (vec!["10.96.0.2:80".into(), "203.0.113.7:80".into()], vec![]));
+    }
+
+    #[test]
+    fn the_api_server_and_the_node_are_nobodys_address() {
+        let mut world = World::new();
+        world.set_api("192.0.2.9:80".parse().expect("an address"));
+        world.apply(with("thief", "10.96.0.1", &["192.0.2.9"], &["10.0.0.1"]));
+        let (has, withheld) = gets(&world, "thief");
+        assert_eq!(has, ["10.0.0.1:80", "10.96.0.1:80"]);
+        assert_eq!(withheld, ["192.0.2.9:80 is the API server: use another address or port"]);
+        let Change::Slice(api, Some(mut slice)) = slice("kubernetes", "kubernetes") else { unreachable!() };
+        slice.ports[0].port = 80;
+        world.take_dirty();
+        assert!(dirty_after(&mut world, Change::Slice(api, Some(slice))).contains(&name("thief")));
+        assert_eq!(gets(&world, "thief").0, ["10.96.0.1:80"], "10.0.0.1:80 is an endpoint of default/kubernetes");
+        world.set_own_addresses(["10.96.0.1".parse().expect("an address")].into());
+        assert_eq!(world.take_dirty(), [name("thief")]);
+        assert_eq!(gets(&world, "thief").0, [] as [&str; 0]);
     }
 
     #[test]

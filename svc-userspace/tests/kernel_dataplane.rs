@@ -16,7 +16,7 @@ use svc_common::{
 use svc_userspace::{
     kernel::{AttachMode, Dataplane, InterfaceSpec, KernelError, LinkLayer, Options, cleanup, view::Pins},
     model::Protocol,
-    tables::{BackendValue, FrontendAddress, Observed, Op},
+    tables::{BackendValue, FrontendAddress, Observed, Op, Sets},
 };
 
 fn start(options: &Options) -> (Dataplane, Observed) {
@@ -40,6 +40,7 @@ fn backend(address: &str, generation: u32, service: u32) -> BackendValue {
         address: address.parse().expect("an address"),
         state: BackendState::Active,
         local: generation % 2 == 1,
+        sets: Sets { cluster: generation % 3 != 1, local: generation % 3 != 2 },
         generation,
         service,
     }

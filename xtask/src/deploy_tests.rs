@@ -120,6 +120,7 @@ fn rendered_agents_run_everywhere_and_only_the_base_is_privileged() {
     for (directory, privileged, ports) in [
         ("base", true, &["health"][..]),
         ("overlays/capabilities", false, &["health"]),
+        ("overlays/confined", false, &["health"]),
         ("overlays/dns", true, &["dns", "dns-tcp", "health"]),
         ("overlays/pools", true, &["health"]),
     ] {
@@ -137,7 +138,14 @@ fn rendered_agents_run_everywhere_and_only_the_base_is_privileged() {
         let security = container.security_context.as_ref().unwrap();
         assert_eq!(security.privileged, Some(privileged), "{directory}");
         let added = security.capabilities.as_ref().and_then(|it| it.add.clone()).unwrap_or_default();
-        assert_eq!(added.is_empty(), privileged, "{directory}: {added:?}");
+        let four = ["BPF", "PERFMON", "NET_ADMIN", "NET_BIND_SERVICE"];
+        assert_eq!(added, if privileged { &[][..] } else { &four[..] }, "{directory}");
+        assert_eq!(security.read_only_root_filesystem, Some(true), "{directory}");
+        if !privileged {
+            assert_eq!(security.allow_privilege_escalation, Some(false), "{directory}");
+            let dropped = security.capabilities.as_ref().and_then(|it| it.drop.clone()).unwrap_or_default();
+            assert_eq!(dropped, ["ALL"], "{directory}");
+        }
         let volumes: Vec<_> = pod.volumes.unwrap().into_iter().map(|volume| volume.name).collect();
         let mounts = container.volume_mounts.as_ref().unwrap();
         assert!(mounts.iter().all(|mount| volumes.contains(&mount.name)), "{directory}: {mounts:?}");
@@ -278,4 +286,48 @@ fn examples_are_services_whose_ports_and_names_are_unique() {
     let all = node_ports.len();
     node_ports.dedup();
     assert_eq!(node_ports.len(), all, "two Services share a node port");
+}
+
+/// What a seccomp profile allows without looking at arguments, by name.
+fn allowed(profile: &Value) -> Vec<&str> {
+    let rules = profile["syscalls"].as_array().expect("rules");
+    let plain = rules.iter().filter(|rule| rule.get("args").is_none());
+    plain.flat_map(|rule| rule["names"].as_array().expect("names")).map(|name| name.as_str().expect("a name")).collect()
+}
+
+#[test]
+fn the_confined_agent_has_the_profile_that_is_here_and_it_opens_nothing_else() {
+    let text = std::fs::read_to_string(workspace::root().join("deploy/seccomp/svc.json")).unwrap();
+    let profile: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(profile["defaultAction"], "SCMP_ACT_ERRNO");
+    let names = allowed(&profile);
+    let distinct: std::collections::BTreeSet<_> = names.iter().collect();
+    assert_eq!(distinct.len(), names.len(), "a name stands twice");
+    for needed in
+        ["bpf", "socket", "epoll_wait", "epoll_pwait", "openat", "mmap", "capset", "prctl", "inotify_add_watch"]
+    {
+        assert!(names.contains(&needed), "{needed}");
+    }
+    for closed in
+        ["mount", "unshare", "setns", "ptrace", "perf_event_open", "init_module", "clone", "clone3", "fork", "keyctl"]
+    {
+        assert!(!names.contains(&closed), "{closed}");
+    }
+    let Some(pod) = rendered("overlays/confined") else { return };
+    let security = pod.containers[0].security_context.as_ref().unwrap();
+    let seccomp = security.seccomp_profile.as_ref().unwrap();
+    assert_eq!((&*seccomp.type_, seccomp.localhost_profile.as_deref()), ("Localhost", Some("svc.json")));
+}
+
+#[test]
+fn the_agent_may_only_read_what_it_needs() {
+    let documents = documents(&workspace::root().join("deploy/base/rbac.yaml"));
+    let role = documents.iter().find(|document| document["kind"] == "ClusterRole").expect("a role");
+    let rules = role["rules"].as_array().expect("rules");
+    let mut resources = Vec::new();
+    for rule in rules {
+        assert_eq!(rule["verbs"], serde_json::json!(["list", "watch"]), "{rule}");
+        resources.extend(rule["resources"].as_array().expect("resources").iter().filter_map(Value::as_str));
+    }
+    assert_eq!(resources, ["services", "endpointslices", "nodes"]);
 }

@@ -168,6 +168,7 @@ impl Cluster {
         let programmed = log.wait(PROGRAMMED)?;
         outcome.adopted = between(begin, programmed);
         outcome.adopted_after_list = between(log.wait(LISTED)?, programmed);
+        outcome.repair = repair(agent)?;
         Ok(outcome)
     }
 
@@ -219,6 +220,25 @@ impl Cluster {
         let counted = maps.iter().filter(|(name, _)| !name.starts_with("FLOWS"));
         Ok(counted.filter_map(|(_, fill)| fill["bytes"].as_f64()).sum())
     }
+}
+
+/// Work of a whole comparison of the maps, and the most of it that was done at once, seconds; it has to find nothing.
+fn repair(agent: &Agent) -> Result<(f64, f64)> {
+    // The first one begins a minute after the start.
+    svc_lab::until("a comparison of the maps", Duration::from_secs(240), || {
+        let metrics = agent.metrics().map_err(|error| error.to_string())?;
+        let value = |name: &str| -> Option<f64> {
+            let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            line?.parse().ok()
+        };
+        match (value("svc_repair_passes_total"), value("svc_repair_work_seconds")) {
+            (Some(1.0..), Some(work)) if !metrics.contains("svc_repairs_total{") => {
+                Ok((work, value("svc_repair_longest_slice_seconds").unwrap_or(f64::NAN)))
+            }
+            (passes, _) => Err(format!("{passes:?} comparisons, or one that found something")),
+        }
+    })
+    .map_err(Into::into)
 }
 
 /// Asks for the metrics, however long it takes.

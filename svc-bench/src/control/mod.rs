@@ -58,6 +58,8 @@ struct Outcome {
     started: Duration,
     adopted: Duration,
     adopted_after_list: Duration,
+    /// A comparison of everything: all of its work, and the longest slice, seconds.
+    repair: (f64, f64),
 }
 
 impl Outcome {
@@ -135,6 +137,8 @@ const FIGURES: &[Figure] = &[
         goals: [None; 3],
     },
     Figure { name: "killed, start → compared, s", digits: 2, of: |it| it.adopted.as_secs_f64(), goals: [None; 3] },
+    Figure { name: "repair, work of a pass, ms", digits: 0, of: |it| it.repair.0 * 1e3, goals: [None; 3] },
+    Figure { name: "… its longest slice, ms", digits: 1, of: |it| it.repair.1 * 1e3, goals: [None; 3] },
 ];
 
 /// Measures all sizes and sources.

@@ -9,6 +9,7 @@ mod maps;
 mod neighbours;
 mod sock;
 mod tc;
+mod words;
 #[cfg(feature = "wrapper")]
 mod wrapper;
 mod xdp;

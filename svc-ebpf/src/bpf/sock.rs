@@ -11,13 +11,13 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use svc_common::{
-    Address,
+    Address, Reason,
     config::{CONFIG_SOCKET_HOST, CONFIG_SOCKET_PODS_TCP, CONFIG_SOCKET_PODS_UDP},
     protocol,
 };
 use svc_ebpf::{
     socket::{self, Answer, Request},
-    tables::Sockets,
+    tables::{Drops as _, Sockets},
 };
 
 use super::maps::{Maps, config};
@@ -135,13 +135,15 @@ fn answer<A: Address>(context: *mut bpf_sock_addr, answer: Answer<A>, write: imp
             write_port(context, target.port);
             ALLOW
         }
-        Answer::Refused => deny(ECONNREFUSED),
-        Answer::Unreachable => deny(EHOSTUNREACH),
+        Answer::Refused(reason) => deny(ECONNREFUSED, reason),
+        Answer::Unreachable(reason) => deny(EHOSTUNREACH, reason),
     }
 }
 
+/// Counts what would have been a packet, and has the system call fail.
 #[inline(always)]
-fn deny(errno: i32) -> i32 {
+fn deny(errno: i32, reason: Reason) -> i32 {
+    Maps::without_packet().count_drop(reason, 0);
     if HAS_SET_RETVAL.load() == 1 {
         // SAFETY: a helper call that sets what the system call returns.
         unsafe { bpf_set_retval(-errno) };

@@ -27,6 +27,7 @@ use svc_ebpf::{
 use super::{
     frames::{bounded, svc_crc32c},
     maps::{self, HasScratch, Maps},
+    words,
 };
 
 /// `AF_INET`, `AF_INET6`.
@@ -93,40 +94,6 @@ where
     shortcut(frame, maps, incoming, outgoing, offset)
 }
 
-/// Writes a value in words as large as there are. Packets are aligned to nothing, and of that LLVM makes single bytes, or a call of
-/// memmove; volatile writes it leaves in one piece.
-///
-/// # Safety
-///
-/// As many bytes may be written at `at`.
-#[inline(always)]
-unsafe fn write<T: Pod>(at: usize, value: &T) {
-    #[repr(C, packed)]
-    #[derive(Clone, Copy)]
-    struct Word<W>(W);
-
-    let bytes = bytemuck::bytes_of(value).as_ptr();
-    let mut done = 0;
-    // SAFETY: within the value, and `Word` may be anywhere.
-    unsafe {
-        while done + 8 <= size_of::<T>() {
-            ((at + done) as *mut Word<u64>).write_volatile(*bytes.add(done).cast());
-            done += 8;
-        }
-        while done + 4 <= size_of::<T>() {
-            ((at + done) as *mut Word<u32>).write_volatile(*bytes.add(done).cast());
-            done += 4;
-        }
-        while done + 2 <= size_of::<T>() {
-            ((at + done) as *mut Word<u16>).write_volatile(*bytes.add(done).cast());
-            done += 2;
-        }
-        if done < size_of::<T>() {
-            (at as *mut u8).add(done).write_volatile(*bytes.add(done));
-        }
-    }
-}
-
 /// A frame that a driver has just received.
 struct XdpFrame<const FRAGS: bool> {
     xdp: *mut xdp_md,
@@ -184,15 +151,15 @@ impl<const FRAGS: bool> Frame for XdpFrame<FRAGS> {
     #[inline(always)]
     fn get<T: Pod>(&self, offset: usize) -> Option<T> {
         let at = self.place(offset, size_of::<T>())?;
-        // SAFETY: the bytes lie within the packet, as just checked (and checked again by the verifier); T is Pod.
-        Some(unsafe { (at as *const T).read_unaligned() })
+        // SAFETY: the bytes lie within the packet, as just checked (and checked again by the verifier).
+        Some(unsafe { words::read(at) })
     }
 
     #[inline(always)]
     fn put<T: Pod>(&mut self, offset: usize, value: &T) -> Option<()> {
         let at = self.place(offset, size_of::<T>())?;
         // SAFETY: as above.
-        unsafe { write(at, value) };
+        unsafe { words::write(at, value) };
         Some(())
     }
 

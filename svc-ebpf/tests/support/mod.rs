@@ -6,8 +6,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use etherparse::{NetHeaders, PacketBuilder, PacketHeaders, TransportHeader};
 use svc_common::{
-    Backend, BackendState, Frontend, FrontendKey, Hook, Reason, Scope, SlotRange, backend::BACKEND_LOCAL,
-    frontend::FLAG_CLUSTER_IP, protocol,
+    Backend, BackendState, Frontend, FrontendKey, Hook, Reason, Scope, SlotRange,
+    backend::{BACKEND_IN_CLUSTER, BACKEND_IN_LOCAL, BACKEND_LOCAL},
+    frontend::FLAG_CLUSTER_IP,
+    protocol,
 };
 use svc_ebpf::{
     Verdict,
@@ -79,7 +81,7 @@ pub(crate) fn backend<A: Plan>(address: A) -> Backend<A> {
         address,
         port: BACKEND_PORT,
         state: BackendState::Active as u8,
-        flags: BACKEND_LOCAL,
+        flags: BACKEND_LOCAL | BACKEND_IN_CLUSTER | BACKEND_IN_LOCAL,
         generation: 1,
         service: 7,
     }

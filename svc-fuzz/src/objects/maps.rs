@@ -10,12 +10,18 @@ use std::{
 use ipnet::IpNet;
 use svc_common::{
     BackendState, Frontend, ServiceName, SlotRange,
+    backend::BACKEND_IN_LOCAL,
     filter::{KNOWN_ENDPOINT, KNOWN_FRONTEND, filter_place},
 };
 use svc_userspace::{
     agent::engine,
-    tables::{BackendValue, Capacity, FilterWords, FrontendAddress, Observed, Op, REST_MS, SLOT_REST_MS},
+    tables::{
+        BackendValue, Capacity, Difference, FilterWords, FrontendAddress, Observed, Op, REST_MS, SLOT_REST_MS, Sets,
+        Walked,
+    },
 };
+
+mod tamper;
 
 /// The maps, when what was released, and how many more writes are to fail.
 #[derive(Debug)]
@@ -40,6 +46,8 @@ pub(super) struct Maps {
     pub(super) fail_after: Option<u32>,
     /// A write has failed: what comes after it may find no room, because what makes room waits.
     has_failed: bool,
+    /// Somebody else has written to them: what holds for the agent's own writes need not hold.
+    is_tampered: bool,
     /// Operations carried out so far.
     pub(super) written: u32,
     /// Those among them that were frontends with endpoints.
@@ -71,6 +79,7 @@ impl Maps {
             now: 0,
             fail_after: None,
             has_failed: false,
+            is_tampered: false,
             written: 0,
             served: 0,
             crash_at: None,
@@ -132,6 +141,27 @@ impl Maps {
             }
             Op::RemoveVip(address) => drop(self.vips.remove(&address)),
             Op::SetFilter(word, bits) => *self.filter.entry(word).or_default() |= bits,
+        }
+    }
+
+    /// What is wrong with the entry that an operation writes.
+    fn difference(&self, op: &Op) -> Option<Difference> {
+        match op {
+            Op::SetService(id, name) => compared(self.services.get(id), name),
+            Op::SetBackend(id, value) => compared(self.backends.get(id), value),
+            Op::SetFrontend(address, value) => compared(self.frontends.get(address), value),
+            Op::SetSource(service, range) => {
+                (!self.sources.contains(&(*service, *range))).then_some(Difference::Missing)
+            }
+            Op::SetVip(address, flags) => compared(self.vips.get(address), flags),
+            Op::SetFilter(word, bits) => {
+                let found = self.filter.get(word).copied().unwrap_or_default();
+                (found & bits != *bits).then_some(Difference::Changed)
+            }
+            Op::WriteSlots(..) => panic!("slots are compared by their sum"),
+            Op::RemoveService(_) | Op::RemoveFrontend(_) | Op::RemoveSource(..) | Op::RemoveVip(_) => {
+                Some(Difference::Added)
+            }
         }
     }
 
@@ -220,11 +250,14 @@ impl Maps {
         assert_eq!(name.version == 4, address.address.is_ipv4(), "{address:?} is of another family than its service");
         let protocol = address.protocol.number();
         assert!(self.is_known(address.address, protocol, KNOWN_FRONTEND), "{address:?} is not in the filter");
-        for range in [value.inside, value.outside] {
+        for (inside, range) in [(true, value.inside), (false, value.outside)] {
             for id in self.slots(range).iter().collect::<BTreeSet<_>>() {
                 let id = id.unwrap_or_else(|| panic!("{address:?} names slots that were never written: {range:?}"));
                 let backend = self.backends.get(&id).unwrap_or_else(|| panic!("{address:?} leads to no backend {id}"));
                 assert_ne!(backend.state, BackendState::Gone, "{address:?} leads to backend {id}, which is gone");
+                let Sets { cluster, local } = backend.sets;
+                let is_member = if value.membership(inside) == BACKEND_IN_LOCAL { local } else { cluster };
+                assert!(is_member, "{address:?} leads to backend {id}, to which nobody stays bound");
                 assert_eq!(backend.service, value.service, "{address:?} leads to backend {id} of another service");
                 assert_eq!(backend.address.is_ipv4(), address.address.is_ipv4(), "{address:?} changes the family");
                 let is_known = self.is_known(backend.address, protocol, KNOWN_ENDPOINT);
@@ -262,10 +295,13 @@ impl Maps {
         self.frontends.iter().map(|(address, frontend)| (*address, entry(frontend))).collect()
     }
 
-    /// Backends that are not gone: of which service, address, state, local.
-    pub(super) fn live(&self) -> BTreeSet<(String, SocketAddr, u8, bool)> {
+    /// Backends that are not gone: of which service, address, state, local, in the sets of policies Cluster and Local.
+    pub(super) fn live(&self) -> BTreeSet<(String, SocketAddr, u8, [bool; 3])> {
         let live = self.backends.values().filter(|backend| backend.state != BackendState::Gone);
-        live.map(|b| (title(&self.services[&b.service]), b.address, b.state as u8, b.local)).collect()
+        live.map(|b| {
+            (title(&self.services[&b.service]), b.address, b.state as u8, [b.local, b.sets.cluster, b.sets.local])
+        })
+        .collect()
     }
 
     /// True if nothing is in them but backends that are gone.
@@ -327,7 +363,11 @@ impl engine::Maps for Maps {
                 assert!(self.has_failed, "{op:?} does not fit");
                 return Err((index, "the map is full"));
             }
-            self.carry_out(op);
+            if self.is_tampered {
+                self.overwrite(op);
+            } else {
+                self.carry_out(op);
+            }
             self.written += 1;
             self.served += u32::from(matches!(op, Op::SetFrontend(_, frontend) if frontend.inside.len > 0));
         }
@@ -348,5 +388,35 @@ impl engine::Maps for Maps {
 
     fn set_synced(&mut self) -> Result<(), Self::Error> {
         Ok(())
+    }
+
+    fn differing(&mut self, ops: &[Op]) -> Result<Vec<(usize, Difference)>, Self::Error> {
+        let found = ops.iter().enumerate().map(|(index, op)| (index, self.difference(op)));
+        Ok(found.filter_map(|(index, difference)| Some((index, difference?))).collect())
+    }
+
+    fn slots(&mut self, range: SlotRange) -> Result<Vec<u32>, Self::Error> {
+        Ok(Self::slots(self, range).iter().map(|slot| slot.unwrap_or_default()).collect())
+    }
+
+    fn next_entries(&mut self, map: Walked, _: bool, found: &mut Observed) -> Result<bool, Self::Error> {
+        match map {
+            Walked::VipsV4 => found.vips.extend(self.vips.iter().map(|(address, flags)| (*address, *flags))),
+            Walked::FrontendsV4 => {
+                found.frontends.extend(self.frontends.iter().map(|(address, value)| (*address, *value)));
+            }
+            Walked::SourcesV4 => found.sources.extend(&self.sources),
+            Walked::Backends => found.backends.extend(self.backends.iter().map(|(id, value)| (*id, value.clone()))),
+            Walked::Services => found.services.extend(self.services.iter().map(|(id, name)| (*id, name.clone()))),
+            Walked::VipsV6 | Walked::FrontendsV6 | Walked::SourcesV6 => {}
+        }
+        Ok(true)
+    }
+}
+
+fn compared<V: PartialEq>(found: Option<&V>, wanted: &V) -> Option<Difference> {
+    match found {
+        Some(found) => (found != wanted).then_some(Difference::Changed),
+        None => Some(Difference::Missing),
     }
 }

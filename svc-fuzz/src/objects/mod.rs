@@ -271,6 +271,7 @@ fn run_to_the_end(bytes: &[u8], crash_at: Option<u32>) -> Met {
         agent.work(10);
     }
     agent.settle();
+    tampered(&mut agent, bytes);
     let mut fresh = Agent::new(capacity, agent.node.clone());
     for change in agent.objects.values().cloned().collect::<Vec<_>>() {
         fresh.change(change);
@@ -292,6 +293,18 @@ fn run_to_the_end(bytes: &[u8], crash_at: Option<u32>) -> Met {
     let maps = agent.engine.maps();
     assert!(maps.is_empty(), "the objects are gone, and something is left: {maps:?}");
     Met { writes: maps.written, served: maps.served }
+}
+
+/// Somebody else writes to the maps, and the agent finds it.
+fn tampered(agent: &mut Agent, bytes: &[u8]) {
+    let seed = bytes.iter().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+    let maps = agent.engine.maps();
+    let (crash_at, written) = (maps.crash_at.take(), maps.written);
+    let before = maps.tamper(seed);
+    while !agent.engine.repair() {}
+    let maps = agent.engine.maps();
+    maps.assert_put_right(&before);
+    (maps.crash_at, maps.written) = (crash_at, written);
 }
 
 fn assert_same(history: &View, afresh: &View) {

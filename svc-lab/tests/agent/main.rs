@@ -3,7 +3,11 @@
 
 mod api;
 mod changes;
+mod confined;
+mod hostile;
 mod input;
 mod pins;
+mod privileges;
+mod repair;
 mod restart;
 mod shop;

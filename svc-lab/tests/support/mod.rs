@@ -75,6 +75,12 @@ impl Cluster {
         Ok(())
     }
 
+    /// The agent of a node, to be ended and started by the test.
+    pub(crate) fn take_agent(&mut self, node: u8) -> Result<Agent> {
+        let at = self.agents.iter().position(|agent| agent.node().index == node);
+        at.map(|at| self.agents.remove(at)).ok_or_else(|| anyhow::anyhow!("no agent on node {node}"))
+    }
+
     /// The log of the agent of a node.
     pub(crate) fn log(&self, node: u8) -> Result<String> {
         let agent = self.agents.iter().find(|agent| agent.node().index == node);

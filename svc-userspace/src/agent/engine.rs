@@ -10,17 +10,20 @@ use std::{
     sync::Arc,
 };
 
-use svc_common::{BackendState, filter::FILTER_BITS};
+use svc_common::{BackendState, SlotRange, filter::FILTER_BITS};
 
 use crate::{
-    compile::{NodeContext, PortTable},
+    compile::NodeContext,
     health::node_ports::HealthPort,
     metrics::Metrics,
-    model::{Change, Family, ObjectName},
+    model::{Change, ObjectName},
     sockets::Gone,
-    tables::{FilterWords, Observed, Op, Refused, Tables},
-    world::World,
+    tables::{Difference, FilterWords, Observed, Op, Refused, Tables, Walked},
+    world::{Withheld, World},
 };
+
+mod notes;
+mod repair;
 
 /// What operations are applied to.
 pub trait Maps {
@@ -38,6 +41,15 @@ pub trait Maps {
 
     /// Notes in the maps that every Service has been programmed once.
     fn set_synced(&mut self) -> Result<(), Self::Error>;
+
+    /// Which of these writes the maps do not show, by index.
+    fn differing(&mut self, ops: &[Op]) -> Result<Vec<(usize, Difference)>, Self::Error>;
+
+    /// The backend ids in these slots.
+    fn slots(&mut self, range: SlotRange) -> Result<Vec<u32>, Self::Error>;
+
+    /// Adds the next entries of a map to what was found, the first ones if `first`; true once there are no more.
+    fn next_entries(&mut self, map: Walked, first: bool, found: &mut Observed) -> Result<bool, Self::Error>;
 }
 
 /// Longest time between two attempts at a write, milliseconds.
@@ -82,6 +94,8 @@ pub struct Engine<M> {
     waiting: BTreeMap<ObjectName, Waiting>,
     refused: BTreeMap<ObjectName, Vec<Refused>>,
     refused_retry_ms: u64,
+    /// Addresses that Services name and do not get.
+    withheld: BTreeMap<ObjectName, Vec<Withheld>>,
     /// FILTER has every bit that `tables` says it has.
     filter_trusted: bool,
     /// When FILTER may be swept again.
@@ -93,6 +107,8 @@ pub struct Engine<M> {
     gone: Vec<Gone>,
     /// Services that have been programmed, until somebody asks; `None`: nobody will.
     programmed: Option<Vec<ObjectName>>,
+    /// How far the comparison of the maps has come.
+    pass: repair::Pass,
 }
 
 /// When the changes that wait for being programmed were made, milliseconds since 1970.
@@ -121,6 +137,7 @@ impl<M: Maps> Engine<M> {
             waiting: BTreeMap::new(),
             refused: BTreeMap::new(),
             refused_retry_ms: 0,
+            withheld: BTreeMap::new(),
             filter_trusted: false,
             sweep_ms: 0,
             health_ports: BTreeMap::new(),
@@ -128,6 +145,7 @@ impl<M: Maps> Engine<M> {
             triggers: Triggers::default(),
             gone: Vec::new(),
             programmed: None,
+            pass: repair::Pass::default(),
         }
     }
 
@@ -176,6 +194,7 @@ impl<M: Maps> Engine<M> {
 
     /// Takes note of the node's own addresses.
     pub fn set_own_addresses(&mut self, addresses: HashSet<IpAddr>, now_ms: u64) {
+        self.world.set_own_addresses(addresses.clone());
         let ops = self.tables.set_own_addresses(addresses);
         self.apply(&adoption(), ops, Vec::new(), now_ms);
     }
@@ -279,7 +298,8 @@ impl<M: Maps> Engine<M> {
     }
 
     fn program(&mut self, name: &ObjectName, now_ms: u64, wall_ms: i64) {
-        let ports = self.world.compile(name);
+        let (ports, withheld) = self.world.compile(name);
+        self.note_withheld(name, withheld);
         self.note_health_port(name);
         self.note_without_local(name, &ports);
         let udp = self.tables.udp_ports(name);
@@ -313,7 +333,7 @@ impl<M: Maps> Engine<M> {
         let is_shared = |op: &Op| vip(op).is_some();
         let (shared, own) = ops.into_iter().partition(is_shared);
         self.apply_in_line(name, own, gone, now_ms);
-        self.apply_in_line(&ObjectName::new("", "(what Services share)"), latest(shared), Vec::new(), now_ms);
+        self.apply_in_line(&self::shared(), latest(shared), Vec::new(), now_ms);
     }
 
     fn apply_in_line(&mut self, name: &ObjectName, ops: Vec<Op>, gone: Vec<Gone>, now_ms: u64) {
@@ -445,48 +465,6 @@ impl<M: Maps> Engine<M> {
             tracing::error!(%error, "cannot say in CONFIG that FILTER is not whole: packets may pass untranslated");
         }
     }
-
-    fn note_refused(&mut self, name: &ObjectName, refused: Vec<Refused>) {
-        if self.refused.get(name).map_or(&[][..], Vec::as_slice) == refused {
-            return;
-        }
-        for refusal in &refused {
-            tracing::warn!(service = %name, "refused: {refusal}");
-        }
-        if refused.is_empty() {
-            tracing::info!(service = %name, "no longer refused");
-            self.refused.remove(name);
-        } else {
-            self.refused.insert(name.clone(), refused);
-        }
-        self.metrics.set_refused(name, self.refused.get(name).map_or(0, Vec::len));
-    }
-
-    fn note_health_port(&mut self, name: &ObjectName) {
-        let service = self.world.service(name);
-        let Some((service, port)) = service.and_then(|service| Some((service, service.health_check_node_port?))) else {
-            self.health_ports.remove(name);
-            return;
-        };
-        let own = &self.world.context().name;
-        let endpoints = self.world.slices_of(name).flat_map(|slice| &slice.endpoints);
-        let local = endpoints.filter(|endpoint| endpoint.ready && endpoint.node.as_ref() == Some(own));
-        let addresses: HashSet<_> = local.map(|endpoint| endpoint.address).collect();
-        // A pod of two families is one endpoint to a load balancer, as it is to kube-proxy, which counts by family.
-        let of = |family| addresses.iter().filter(|&&address| Family::of(address) == family).count();
-        let counts = service.cluster_ips.iter().map(|&address| of(Family::of(address)));
-        let local_endpoints = counts.max().unwrap_or(0);
-        self.health_ports.insert(name.clone(), HealthPort { port, local_endpoints });
-    }
-
-    fn note_without_local(&mut self, name: &ObjectName, ports: &[PortTable]) {
-        let none = ports.iter().any(|port| !port.cluster.is_empty() && port.local.is_empty());
-        let policies = self.world.service(name).map(|service| (service.internal_local, service.external_local));
-        match policies.filter(|&(internal, external)| none && (internal || external)) {
-            Some(policies) => self.without_local.insert(name.clone(), policies),
-            None => self.without_local.remove(name),
-        };
-    }
 }
 
 /// Of writes to VIPS, the last one to each address: of several Services that end at once, one may have left an address to another,
@@ -520,6 +498,11 @@ fn gone(ops: &[Op], is_of_interest: impl Fn(u32) -> bool) -> Vec<Gone> {
 /// The name under which the removal of what no Service claimed is reported and retried.
 fn adoption() -> ObjectName {
     ObjectName::new("", "(left by an earlier agent)")
+}
+
+/// The name under which writes to what Services have in common are reported and retried.
+fn shared() -> ObjectName {
+    ObjectName::new("", "(what Services share)")
 }
 
 /// Tables that continue what was found in the maps.

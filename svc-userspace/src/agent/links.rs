@@ -1,19 +1,23 @@
 //! Programs on interfaces: those that cannot be attached are tried again, until they can or the interface is gone.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use svc_common::Scope;
 
 use crate::{
-    kernel::{Dataplane, InterfaceSpec},
+    kernel::{Dataplane, InterfaceSpec, Repaired},
     metrics::Metrics,
 };
 
 /// Interfaces that carry Service traffic, and those among them that have no programs yet.
 #[derive(Debug, Default)]
 pub(super) struct Links {
-    wanted: BTreeSet<u32>,
+    wanted: BTreeMap<u32, InterfaceSpec>,
+    /// All interfaces have been reported: others are none of ours.
+    complete: bool,
     missing: BTreeMap<u32, Missing>,
+    /// The pass that goes on could not repair one.
+    failed: bool,
 }
 
 #[derive(Debug)]
@@ -27,9 +31,10 @@ impl Links {
     /// Attaches the programs, or remembers to.
     pub(super) fn set(&mut self, spec: InterfaceSpec, dataplane: &mut Dataplane, metrics: &Metrics, now_ms: u64) {
         self.missing.remove(&spec.index);
-        self.wanted.insert(spec.index);
+        self.wanted.insert(spec.index, spec.clone());
         self.attempt(spec, 0, dataplane, metrics, now_ms);
         metrics.set_interfaces_missing(self.missing.len());
+        metrics.set_xdp_missing(dataplane.xdp_missing());
     }
 
     /// Forgets an interface.
@@ -43,9 +48,10 @@ impl Links {
 
     /// Removes the programs of interfaces that an earlier agent attached to and that are no longer wanted.
     pub(super) fn retain(&mut self, dataplane: &mut Dataplane) {
+        self.complete = true;
         match dataplane.interfaces() {
             Ok(mut found) => {
-                found.retain(|index| !self.wanted.contains(index));
+                found.retain(|index| !self.wanted.contains_key(index));
                 for index in found {
                     tracing::info!(index, "detaching from an interface that carries no Service traffic any more");
                     self.gone(index, dataplane);
@@ -53,6 +59,41 @@ impl Links {
             }
             Err(error) => tracing::warn!("cannot list attachments: {:#}", anyhow::Error::from(error)),
         }
+    }
+
+    /// Compares the next interface after this one and repairs it; `None` if there are no more. What is attached to others is
+    /// removed then.
+    pub(super) fn repair(&mut self, after: Option<u32>, dataplane: &mut Dataplane, metrics: &Metrics) -> Option<u32> {
+        let from = after.map_or(0, |index| index.saturating_add(1));
+        let next = self.wanted.range(from..).find(|(index, _)| !self.missing.contains_key(index));
+        let Some((&index, spec)) = next else {
+            if self.complete {
+                self.retain(dataplane);
+            }
+            if !self.failed {
+                metrics.set_repair_problem("interfaces", false);
+            }
+            self.failed = false;
+            metrics.set_xdp_missing(dataplane.xdp_missing());
+            return None;
+        };
+        match dataplane.repair_interface(spec) {
+            Ok(repaired) => {
+                for Repaired { what, message } in repaired {
+                    metrics.repaired(what, 1);
+                    tracing::warn!("repaired: {message}");
+                }
+            }
+            Err(error) => {
+                metrics.attach_failed();
+                self.failed = true;
+                if metrics.set_repair_problem("interfaces", true) {
+                    let error = anyhow::Error::from(error);
+                    tracing::error!(interface = %spec.name, "cannot repair what is attached, will try again: {error:#}");
+                }
+            }
+        }
+        Some(index)
     }
 
     /// Tries those whose time has come.

@@ -1,9 +1,11 @@
 //! The dataplane as the engine sees it.
 
+use svc_common::SlotRange;
+
 use super::engine::Maps;
 use crate::{
     kernel::Dataplane,
-    tables::{FilterWords, Op},
+    tables::{Difference, FilterWords, Observed, Op, Walked},
 };
 
 impl Maps for Dataplane {
@@ -23,5 +25,17 @@ impl Maps for Dataplane {
 
     fn set_synced(&mut self) -> Result<(), anyhow::Error> {
         Ok(Self::set_synced(self)?)
+    }
+
+    fn differing(&mut self, ops: &[Op]) -> Result<Vec<(usize, Difference)>, anyhow::Error> {
+        Ok(Self::differing(self, ops)?)
+    }
+
+    fn slots(&mut self, range: SlotRange) -> Result<Vec<u32>, anyhow::Error> {
+        Ok(Self::slots(self, range)?)
+    }
+
+    fn next_entries(&mut self, map: Walked, first: bool, found: &mut Observed) -> Result<bool, anyhow::Error> {
+        Ok(Self::next_entries(self, map, first, found)?)
     }
 }

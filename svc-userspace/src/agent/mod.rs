@@ -22,7 +22,12 @@ use tokio::{
     task::JoinHandle,
 };
 
-use self::{announcing::Announcing, engine::Engine, links::Links};
+use self::{
+    announcing::Announcing,
+    engine::Engine,
+    links::Links,
+    repair::{Repair, report},
+};
 pub use self::{
     options::{Masquerade, Options, Source},
     start::run,
@@ -32,7 +37,7 @@ use crate::{
     dns,
     health::{self, Health},
     interfaces::{self, InterfaceEvent},
-    kernel::Dataplane,
+    kernel::{Dataplane, Repaired},
     metrics::Metrics,
     model::Change,
     sockets::Gone,
@@ -47,6 +52,7 @@ mod links;
 mod maps;
 pub mod node;
 mod options;
+mod repair;
 mod start;
 
 /// Services programmed before interface events get their turn.
@@ -79,6 +85,9 @@ struct Agent {
     /// Answers for addresses of pools on this node's networks.
     announcing: Option<Announcing>,
     started: Instant,
+    repair: Repair,
+    /// The addresses to masquerade with are not in the maps.
+    lacks_sources: bool,
     /// Services programmed since memory was given back.
     untrimmed: usize,
     changes: mpsc::Receiver<Change>,
@@ -110,6 +119,7 @@ impl Agent {
                     return Ok(());
                 }
                 _ = tick.tick() => self.tick(),
+                () = self.repair.is_due() => self.repair(),
                 result = &mut source => {
                     result.context("the source stopped unexpectedly")?.context("cannot read Services")?;
                     anyhow::bail!("the source ended although nobody stopped it");
@@ -152,6 +162,9 @@ impl Agent {
         let now_ms = self.now_ms();
         self.engine.tick(now_ms);
         self.links.retry(self.engine.maps(), &self.metrics, now_ms);
+        if self.lacks_sources {
+            self.set_masquerade_sources(false);
+        }
         self.report();
         if self.untrimmed >= SERVICES_A_TRIM && self.engine.is_synced() && !self.engine.has_work() {
             self.untrimmed = 0;
@@ -253,7 +266,7 @@ impl Agent {
                     if leads_out { self.ways_out.insert(spec.index) } else { self.ways_out.remove(&spec.index) };
                 if is_new {
                     // Before packets leave by it: they could not be masqueraded.
-                    self.set_masquerade_sources();
+                    self.set_masquerade_sources(false);
                 }
                 self.links.set(spec, self.engine.maps(), &self.metrics, now_ms);
             }
@@ -263,7 +276,7 @@ impl Agent {
                 }
                 self.links.gone(index, self.engine.maps());
                 if self.ways_out.remove(&index) {
-                    self.set_masquerade_sources();
+                    self.set_masquerade_sources(false);
                 }
             }
             InterfaceEvent::Addresses(addresses) => {
@@ -274,7 +287,7 @@ impl Agent {
                 };
                 self.addresses = addresses.into_iter().map(local).collect();
                 self.set_node();
-                self.set_masquerade_sources();
+                self.set_masquerade_sources(false);
             }
             InterfaceEvent::Synced => {
                 self.set_node();
@@ -288,11 +301,17 @@ impl Agent {
         }
     }
 
-    fn set_masquerade_sources(&mut self) {
+    /// Writes the addresses to masquerade with; `unchanged`: they are expected to be there already.
+    fn set_masquerade_sources(&mut self, unchanged: bool) {
         let sources = node::masquerade_sources(self.ways_out.iter().copied(), &self.addresses);
-        if let Err(error) = self.engine.maps().set_masquerade_sources(&sources) {
-            tracing::error!("cannot write the addresses to masquerade with: {:#}", anyhow::Error::from(error));
-        }
+        let written = self.engine.maps().set_masquerade_sources(&sources);
+        self.lacks_sources = written.is_err();
+        let repaired = written.map(|count| {
+            let message = || format!("{count} addresses to masquerade with had been changed");
+            let changed = unchanged && count > 0;
+            if changed { vec![Repaired { what: "MASQUERADE", message: message() }] } else { Vec::new() }
+        });
+        report("masquerade_sources", repaired, &self.metrics);
     }
 
     fn set_node(&mut self) {

@@ -1,6 +1,6 @@
 //! What the agent has to be told. It checks nothing: the command line does.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 
@@ -67,6 +67,8 @@ pub struct Options {
     pub healthz_address: SocketAddr,
     /// The DNS server, if there is to be one.
     pub dns: Option<dns::Options>,
+    /// How often the kernel is compared with what was made of it; `None`: never.
+    pub repair_interval: Option<Duration>,
     /// Entries of each flow table.
     pub flows: u32,
     /// Sizes of the other maps.

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
     path::PathBuf,
     sync::Arc,
     time::Instant,
@@ -21,6 +22,7 @@ use super::{
     engine::{self, Engine},
     links::Links,
     options::{Masquerade, Options, Source},
+    repair::Repair,
 };
 use crate::{
     balancer::{
@@ -36,7 +38,7 @@ use crate::{
     masquerade::{self, MasqueradeError},
     metrics::Metrics,
     model::{Change, Claims},
-    sockets,
+    privileges, sockets,
     source::{self, SourceError, SourceOptions},
 };
 
@@ -75,6 +77,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let (mut dataplane, observed) =
         Dataplane::start_with_object(&wanted, kernel::object::object()).context("cannot start the dataplane")?;
     kernel::object::release();
+    privileges::drop_loading().context("cannot start the agent")?;
     if let Some(log) = dataplane.take_log() {
         tokio::spawn(async move {
             if let Err(error) = log.pass_on().await {
@@ -82,13 +85,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             }
         });
     }
-    if programs_masquerade {
-        // A table that stands there stays: connections that it masquerades go on.
-        if let Err(error) = dataplane.reserve_ports() {
-            let error = anyhow::Error::from(error);
-            tracing::warn!("sockets of this host may get ports that the programs masquerade with: {error:#}");
-        }
-    } else {
+    // A table that stands there stays while the programs masquerade: connections that it masquerades go on.
+    if !programs_masquerade {
         masquerade::install(MASQUERADE_MARK).context("cannot install the masquerade rule")?;
     }
     warn_about_lacks(&options);
@@ -115,7 +113,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let (balancer, elected) = match (&source, pools) {
         (_, None) => (None, None),
         (Connected::Manifests(_), Some(pools)) => (Some(Local::new(pools)), None),
-        (Connected::Kubernetes(client), Some(pools)) => (None, Some(elect(client, &options, pools, &metrics))),
+        (Connected::Kubernetes(client, _), Some(pools)) => (None, Some(elect(client, &options, pools, &metrics))),
     };
     // The API's own objects say which addresses they have.
     let claims = options.pools.as_ref().filter(|_| balancer.is_some()).map_or(Claims::Nobody, |(_, claims)| *claims);
@@ -125,6 +123,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         claims,
         names: options.dns.is_some(),
     };
+    let api = source.server();
     let source = source.start(source_options, changes_sender);
 
     // Without socket hooks, nobody has redirected a socket.
@@ -136,6 +135,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     };
     let capacity = dataplane.capacity().context("cannot read the sizes of the maps")?;
     let mut engine = Engine::new(engine::adopt(capacity, &observed), dataplane, metrics.clone());
+    if let Some(api) = api {
+        engine.world_mut().set_api(api);
+    }
     let dns = match &options.dns {
         Some(dns) => {
             engine.world_mut().serve_names();
@@ -146,12 +148,14 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     // Without pools nothing is announced, whatever an earlier agent has left.
     if announcing.is_some() {
         engine.note_programmed();
-    } else {
-        engine.maps().set_announced(&BTreeMap::new()).context("cannot write ANNOUNCED")?;
+    } else if let Err(error) = engine.maps().set_announced(&BTreeMap::new()) {
+        tracing::error!("what an earlier agent announced stays announced: {:#}", anyhow::Error::from(error));
     }
     // As large as all that is programmed, and of no use any more.
     drop(observed);
-    let agent = Agent {
+    let mut agent = Agent {
+        repair: Repair::new(options.repair_interval),
+        lacks_sources: false,
         options,
         engine,
         links: Links::default(),
@@ -172,6 +176,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         changes,
         events,
     };
+    // From here on `auto` is what it has come to.
+    agent.options.masquerade = if programs_masquerade { Masquerade::Programs } else { Masquerade::Nftables };
+    if programs_masquerade {
+        agent.reserve_ports();
+    }
     let stop = async {
         tokio::select! {
             _ = terminate.recv() => "SIGTERM",
@@ -183,7 +192,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 
 /// A source that is known to be usable.
 enum Connected {
-    Kubernetes(Box<::kube::Client>),
+    /// The client, and where the server is if that is known.
+    Kubernetes(Box<::kube::Client>, Option<SocketAddr>),
     Manifests(PathBuf),
 }
 
@@ -208,16 +218,25 @@ async fn connect(source: &Source) -> anyhow::Result<Connected> {
     Ok(match source {
         Source::Manifests(dir) => Connected::Manifests(dir.clone()),
         Source::Kubernetes(kubeconfig) => {
-            let client = source::kube::client(kubeconfig.as_deref()).await;
-            Connected::Kubernetes(Box::new(client.context("cannot reach the Kubernetes API")?))
+            let connection = source::kube::connection(kubeconfig.as_deref()).await;
+            let (client, server) = connection.context("cannot reach the Kubernetes API")?;
+            Connected::Kubernetes(Box::new(client), server)
         }
     })
 }
 
 impl Connected {
+    /// Where the API server is, if it was given as an address.
+    fn server(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Kubernetes(_, server) => *server,
+            Self::Manifests(_) => None,
+        }
+    }
+
     fn start(self, options: SourceOptions, changes: mpsc::Sender<Change>) -> JoinHandle<Result<(), SourceError>> {
         match self {
-            Self::Kubernetes(client) => tokio::spawn(source::kube::run(*client, options, changes)),
+            Self::Kubernetes(client, _) => tokio::spawn(source::kube::run(*client, options, changes)),
             Self::Manifests(dir) => tokio::spawn(source::manifests::run(dir, options, changes)),
         }
     }

@@ -4,6 +4,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -21,6 +22,7 @@ use crate::{
     dns::{self, client::DEFAULT_CLIENTS, upstream::Upstream},
     kernel::Xdp,
     model::{Claims, Family, is_label},
+    privileges,
     tables::Capacity,
 };
 
@@ -68,7 +70,7 @@ pub struct AgentArgs {
     #[arg(long, env = "SVC_POOLS", value_name = "FILE")]
     pub pools: Option<PathBuf>,
     /// Give them to Services without a loadBalancerClass as well, not only to those of class `svc/pools`
-    #[arg(long, env = "SVC_POOLS_DEFAULT", value_parser = BoolishValueParser::new(), requires = "pools")]
+    #[arg(long, env = "SVC_POOLS_DEFAULT", value_parser = BoolishValueParser::new())]
     pub pools_default: bool,
     /// Namespace of the Lease by which agents of the Kubernetes API elect the one that gives addresses
     #[arg(long, env = "SVC_LEASE_NAMESPACE", value_name = "NAME", default_value = "kube-system")]
@@ -109,6 +111,10 @@ pub struct AgentArgs {
     /// File that lists these resolvers; read again when it changes
     #[arg(long, env = "SVC_DNS_RESOLV_CONF", value_name = "FILE", default_value = "/etc/resolv.conf")]
     pub dns_resolv_conf: PathBuf,
+    /// Seconds from one comparison of the maps, programs and pins with what they should be to the next; what somebody else changed
+    /// is put right. 0: never
+    #[arg(long, env = "SVC_REPAIR_INTERVAL", value_name = "SECONDS", default_value_t = 60)]
+    pub repair_interval: u32,
     /// Connections remembered, per family; the least recently used one makes room
     #[arg(long, env = "SVC_FLOWS", value_name = "N", default_value_t = 262_144, value_parser = at_least(1024))]
     pub flows: u32,
@@ -237,6 +243,12 @@ pub fn run(bpffs: PathBuf, args: AgentArgs) -> anyhow::Result<()> {
         _ => Some(preflight::cgroup(args.cgroup.as_deref()).context("cannot start the agent")?),
     };
     preflight::check(&bpffs, cgroup.as_deref()).context("cannot start the agent")?;
+    // A variable that is false, and one that is set for agents with pools and without, asks for nothing.
+    if args.pools_default && args.pools.is_none() {
+        tracing::info!("--pools-default says nothing without --pools");
+    }
+    let ports = args.dns.iter().chain([&args.metrics_address, &args.healthz_address]).map(SocketAddr::port);
+    privileges::limit(ports).context("cannot start the agent")?;
     let claims = if args.pools_default { Claims::Default } else { Claims::Class };
     let pools = args.pools.map(|file| std::path::absolute(file).map(|file| (file, claims))).transpose();
     let pools = pools.context("--pools").context("cannot start the agent")?;
@@ -259,6 +271,7 @@ pub fn run(bpffs: PathBuf, args: AgentArgs) -> anyhow::Result<()> {
         metrics_address: args.metrics_address,
         healthz_address: args.healthz_address,
         dns,
+        repair_interval: (args.repair_interval > 0).then(|| Duration::from_secs(args.repair_interval.into())),
         flows: args.flows,
         capacity: Capacity {
             services: args.services,
@@ -272,6 +285,11 @@ pub fn run(bpffs: PathBuf, args: AgentArgs) -> anyhow::Result<()> {
     // Two threads beside this one: health, metrics, netlink and the API client never wait for the maps to be written.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
+        .on_thread_start(|| {
+            if let Err(error) = privileges::drop_loading() {
+                tracing::warn!("{error}");
+            }
+        })
         .enable_all()
         .build()
         .context("cannot start the runtime")?;

@@ -18,7 +18,9 @@ pub fn run(bpffs: &Path, args: &CleanupArgs) -> anyhow::Result<()> {
     match args.output.output {
         Output::Json => render::print(&render::json(&report)?),
         output => render::print(&text(bpffs, &report, output == Output::Wide)),
-    }
+    }?;
+    anyhow::ensure!(report.problems.is_empty(), "not everything is undone: {}", report.problems.join("; "));
+    Ok(())
 }
 
 /// The report for people; everything by name with `wide`.
@@ -26,7 +28,7 @@ pub fn text(bpffs: &Path, report: &CleanupReport, wide: bool) -> String {
     if report.is_empty() {
         return format!("Nothing to remove: nothing is pinned below {} and nothing is attached.\n", bpffs.display());
     }
-    let CleanupReport { detached, pins, masquerade, reserved_ports } = report;
+    let CleanupReport { detached, pins, masquerade, reserved_ports, problems: _ } = report;
     let (detachments, removals) = (render::number(detached.len(), "program"), render::number(pins.len(), "pin"));
     let mut text = format!("Detached {detachments}, removed {removals} below {}", bpffs.display());
     text.push_str(if *masquerade { " and the nftables table.\n" } else { ".\n" });

@@ -16,7 +16,7 @@ use crate::{
         view::{Attachment, FlowEntry, MapFill, Snapshot},
     },
     model::Protocol,
-    tables::{BackendValue, FrontendAddress},
+    tables::{BackendValue, FrontendAddress, Sets},
 };
 
 fn field(text: &str) -> [u8; NAME_LEN] {
@@ -47,7 +47,9 @@ fn snapshot() -> Snapshot {
     frontend("[fd00::a]:53", 2, FLAG_CLUSTER_IP, 0, 0);
     let mut backend = |id, address: &str, state, local| {
         let address = address.parse().expect("an address");
-        snapshot.backends.insert(id, BackendValue { address, state, local, generation: 3, service: 1 });
+        snapshot
+            .backends
+            .insert(id, BackendValue { address, state, local, sets: Sets::default(), generation: 3, service: 1 });
     };
     backend(5, "10.1.0.9:8080", BackendState::Terminating, false);
     backend(6, "10.1.0.10:8080", BackendState::Active, true);
@@ -218,6 +220,7 @@ fn cleanup_says_what_went_and_names_it_when_asked() {
         pins: vec!["/sys/fs/bpf/svc/b".to_owned()],
         masquerade: true,
         reserved_ports: false,
+        problems: Vec::new(),
     };
     let first = "Detached 1 program, removed 1 pin below /sys/fs/bpf/svc and the nftables table.\n";
     assert_eq!(cleanup::text(bpffs, &report, false), first);

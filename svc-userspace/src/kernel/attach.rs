@@ -90,6 +90,33 @@ pub(super) fn attach(
     Ok(())
 }
 
+/// Programs of an interface that are not attached to it.
+pub(super) fn missing(
+    layout: &Layout,
+    programs: &Programs,
+    tcx: bool,
+    interface: &InterfaceSpec,
+) -> Result<Vec<&'static str>, KernelError> {
+    let mut missing = Vec::new();
+    for direction in Direction::BOTH {
+        let name = direction.program(interface.link);
+        let Some(program) = programs.get(name) else { continue };
+        let is_there = if tcx {
+            let target = LinkTarget::Tcx { index: interface.index, attach_type: direction.attach_type() };
+            links::has(&layout.link(&pin_name(interface.index, direction)), target, program)
+        } else {
+            let found =
+                clsact::find(interface.index, direction).map_err(|error| interface_error(interface, name, error))?;
+            let wanted = sys::object_id(program.as_fd()).map_err(|error| interface_error(interface, name, error))?;
+            found.is_some_and(|found| found.program == wanted)
+        };
+        if !is_there {
+            missing.push(name);
+        }
+    }
+    Ok(missing)
+}
+
 fn attach_tcx(
     path: &Path,
     program: &OwnedFd,
@@ -181,9 +208,18 @@ pub(super) fn remove_pin(path: &Path) -> Result<bool, KernelError> {
 pub(super) fn remove_stale(layout: &Layout, same_namespace: bool) -> Result<(), KernelError> {
     for (name, path) in layout.links()? {
         let Some(index) = parse_pin(&name).map(|(index, _)| index).or_else(|| xdp::parse_pin(&name)) else { continue };
-        let attached = sys::object_get(&path)
-            .and_then(|link| links::info(link.as_fd()))
-            .is_ok_and(|info| matches!(info.target, LinkTarget::Tcx { index: found, .. } | LinkTarget::Xdp { index: found } if found == index));
+        let attached = match sys::object_get(&path).and_then(|link| links::info(link.as_fd())) {
+            Ok(info) => matches!(
+                info.target,
+                LinkTarget::Tcx { index: found, .. } | LinkTarget::Xdp { index: found } if found == index
+            ),
+            // What cannot be opened as a link is none; anything else says nothing about it.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EACCES | libc::ENOENT)) => false,
+            Err(error) => {
+                tracing::warn!(pin = %path.display(), %error, "a link cannot be read; it stays as it is");
+                continue;
+            }
+        };
         if !(attached && same_namespace) {
             tracing::info!(pin = %path.display(), "removed the link of an interface that is gone");
             unpin(&path)?;

@@ -46,8 +46,8 @@ pub(super) fn read(layout: &Layout, interfaces: impl Iterator<Item = u32>) -> Re
     for index in interfaces {
         for direction in Direction::BOTH {
             // Without permission, or without rtnetlink, there is nothing to tell.
-            if let Ok(Some(program)) = clsact::find(index, direction) {
-                found.push(Attachment { program, how: "clsact", to: interface_name(index) });
+            if let Ok(Some(filter)) = clsact::find(index, direction) {
+                found.push(Attachment { program: filter.name, how: "clsact", to: interface_name(index) });
             }
         }
     }
@@ -58,7 +58,7 @@ pub(super) fn read(layout: &Layout, interfaces: impl Iterator<Item = u32>) -> Re
 fn program_names(layout: &Layout) -> Result<BTreeMap<u32, String>, KernelError> {
     let mut names = BTreeMap::new();
     for (name, path) in pins::entries(&layout.root.join("programs"))? {
-        if let Ok(id) = sys::object_get(&path).and_then(|program| sys::program_id(program.as_fd())) {
+        if let Ok(id) = sys::object_get(&path).and_then(|program| sys::object_id(program.as_fd())) {
             names.insert(id, name);
         }
     }

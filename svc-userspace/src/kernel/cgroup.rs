@@ -68,6 +68,23 @@ pub(super) fn attach(layout: &Layout, programs: &Programs, directory: &Path) -> 
     Ok(())
 }
 
+/// Hooks that are not attached to a directory.
+pub(super) fn missing(
+    layout: &Layout,
+    programs: &Programs,
+    directory: &Path,
+) -> Result<Vec<&'static str>, KernelError> {
+    let id = fs::metadata(directory).map_err(|error| KernelError::Cgroup {
+        path: directory.to_owned(),
+        message: format!("it cannot be read ({error})"),
+    })?;
+    let is_missing = |hook: &&Hook| {
+        let target = LinkTarget::Cgroup { id: id.ino(), attach_type: hook.attach_type };
+        programs.get(hook.program).is_some_and(|program| !links::has(&layout.link(hook.program), target, program))
+    };
+    Ok(HOOKS.iter().filter(is_missing).map(|hook| hook.program).collect())
+}
+
 /// Detaches all hooks.
 pub(super) fn detach(layout: &Layout) -> Result<(), KernelError> {
     // Requests first: what is connected meanwhile needs no answer hook.

@@ -23,12 +23,18 @@ pub struct CleanupReport {
     pub masquerade: bool,
     /// Ports that were reserved for masquerading are not any more.
     pub reserved_ports: bool,
+    /// What could not be undone, and what to do about it.
+    pub problems: Vec<String>,
 }
 
 impl CleanupReport {
     /// True if there was nothing to remove.
     pub fn is_empty(&self) -> bool {
-        self.detached.is_empty() && self.pins.is_empty() && !self.masquerade && !self.reserved_ports
+        self.detached.is_empty()
+            && self.pins.is_empty()
+            && !self.masquerade
+            && !self.reserved_ports
+            && self.problems.is_empty()
     }
 }
 
@@ -65,7 +71,11 @@ pub fn cleanup(bpffs: &Path) -> Result<CleanupReport, KernelError> {
                 .extend(removed.map(|name| format!("clsact {} of interface {index}: {name}", direction.name())));
         }
     }
-    report.reserved_ports = super::masquerade::restore_ports(&current)?;
+    match super::masquerade::restore_ports(&current) {
+        Ok(restored) => report.reserved_ports = restored,
+        // It must not keep everything else where it is.
+        Err(error) => report.problems.push(format!("ports for masquerading stay reserved: {error}")),
+    }
     for version in pins::layouts(bpffs)? {
         remove_layout(&bpffs.join(format!("layout-{version}")), &mut report)?;
     }

@@ -26,6 +26,7 @@ const TCA_OPTIONS: u16 = 2;
 const TCA_BPF_FD: u16 = 6;
 const TCA_BPF_NAME: u16 = 7;
 const TCA_BPF_FLAGS: u16 = 8;
+const TCA_BPF_ID: u16 = 11;
 const DIRECT_ACTION: u32 = 1;
 
 /// Handle of our filters: "svc" in ASCII.
@@ -77,8 +78,16 @@ pub(super) fn attach(index: u32, direction: Direction, program: BorrowedFd<'_>, 
     socket.request(&filter.finish(), 2)
 }
 
-/// Name of the program in our filter; `None` if there is no such filter.
-pub(super) fn find(index: u32, direction: Direction) -> io::Result<Option<String>> {
+/// A filter of ours.
+pub(super) struct Filter {
+    /// Name of its program.
+    pub(super) name: String,
+    /// Id of its program.
+    pub(super) program: u32,
+}
+
+/// Our filter on an interface; `None` if there is no such filter.
+pub(super) fn find(index: u32, direction: Direction) -> io::Result<Option<Filter>> {
     let socket = Socket::open(SockProtocol::NetlinkRoute, 0, SockFlag::empty())?;
     let request = Message::new(GET_FILTER, REQUEST | DUMP, 1, &header(index, 0, direction.parent(), 0)).finish();
     let mut found = None;
@@ -88,7 +97,9 @@ pub(super) fn find(index: u32, direction: Direction) -> io::Result<Option<String
         let options = attributes(message.payload.get(20..).unwrap_or_default()).find(|(kind, _)| *kind == TCA_OPTIONS);
         if let (true, Some((_, options))) = (ours, options) {
             let name = attributes(options).find(|(kind, _)| *kind == TCA_BPF_NAME).map(|(_, name)| text(name));
-            found = name.filter(|name| name.starts_with("svc_")).or(found.take());
+            let program = attributes(options).find(|(kind, _)| *kind == TCA_BPF_ID).and_then(|(_, id)| u32_at(id, 0));
+            let name = name.filter(|name| name.starts_with("svc_"));
+            found = name.map(|name| Filter { name, program: program.unwrap_or(0) }).or(found.take());
         }
     });
     match result {
@@ -101,7 +112,7 @@ pub(super) fn find(index: u32, direction: Direction) -> io::Result<Option<String
 
 /// Removes our filter from an interface; its program's name if there was one.
 pub(super) fn remove(index: u32, direction: Direction) -> io::Result<Option<String>> {
-    let Some(name) = find(index, direction)? else { return Ok(None) };
+    let Some(Filter { name, program: _ }) = find(index, direction)? else { return Ok(None) };
     let socket = Socket::open(SockProtocol::NetlinkRoute, 0, SockFlag::empty())?;
     let request =
         Message::new(DELETE_FILTER, REQUEST | ACK, 1, &filter_header(index, direction)).text(TCA_KIND, "bpf").finish();

@@ -4,11 +4,15 @@ use std::net::{IpAddr, SocketAddr};
 
 use aya::maps::lpm_trie::Key;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use svc_common::{Address, Backend, BackendState, Cidr, FrontendKey, SourcePrefix, source_range::SERVICE_BITS};
+use svc_common::{
+    Address, Backend, BackendState, Cidr, FrontendKey, SourcePrefix,
+    backend::{BACKEND_IN_CLUSTER, BACKEND_IN_LOCAL, BACKEND_LOCAL},
+    source_range::SERVICE_BITS,
+};
 
 use crate::{
     model::Protocol,
-    tables::{BackendValue, FrontendAddress},
+    tables::{BackendValue, FrontendAddress, Sets},
 };
 
 /// The backend a value of BACKENDS stands for; `None` for an entry that was never used.
@@ -23,7 +27,8 @@ where
     Some(BackendValue {
         address: SocketAddr::new(value.address.into(), value.port),
         state: BackendState::from_u8(value.state),
-        local: value.flags & svc_common::backend::BACKEND_LOCAL != 0,
+        local: value.flags & BACKEND_LOCAL != 0,
+        sets: Sets { cluster: value.flags & BACKEND_IN_CLUSTER != 0, local: value.flags & BACKEND_IN_LOCAL != 0 },
         generation: value.generation,
         service: value.service,
     })
@@ -31,11 +36,13 @@ where
 
 /// The value of BACKENDS for a backend with an address of this family.
 pub(super) fn backend_value<A: Address>(address: A, backend: &BackendValue) -> Backend<A> {
+    let flag = |is_set: bool, flag: u8| if is_set { flag } else { 0 };
+    let Sets { cluster, local } = backend.sets;
     Backend {
         address,
         port: backend.address.port(),
         state: backend.state as u8,
-        flags: if backend.local { svc_common::backend::BACKEND_LOCAL } else { 0 },
+        flags: flag(backend.local, BACKEND_LOCAL) | flag(cluster, BACKEND_IN_CLUSTER) | flag(local, BACKEND_IN_LOCAL),
         generation: backend.generation,
         service: backend.service,
     }

@@ -84,7 +84,8 @@ pub enum KernelError {
     },
     /// The ports that the programs masquerade with cannot be kept from the host's sockets, or given back.
     #[error(
-        "{path}: {0}: write it as the host's root, or make /proc/sys writable: the ports {first}-65535 are to be reserved",
+        "{path}: {0}: sockets of this host may get ports that the programs masquerade with: write it as the host's root, or make \
+         /proc/sys writable: the ports {first}-65535 are to be reserved",
         path = crate::reserved_ports::PATH,
         first = svc_common::masquerade::FIRST_PORT
     )]

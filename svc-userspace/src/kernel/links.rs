@@ -3,10 +3,11 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    path::Path,
 };
 
-use super::sys::{bpf, object_info, owned};
+use super::sys::{bpf, object_get, object_id, object_info, owned};
 
 const BPF_RAW_TRACEPOINT_OPEN: libc::c_int = 17;
 const BPF_LINK_CREATE: libc::c_int = 28;
@@ -152,4 +153,11 @@ pub(super) fn update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Resul
 /// Detaches a link at once. The end of its last pin and descriptor would detach it too, but some time later.
 pub(super) fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
     bpf(BPF_LINK_DETACH, &mut (link.as_raw_fd().cast_unsigned())).map(drop)
+}
+
+/// True if the link that is pinned there is attached to this, with this program.
+pub(super) fn has(pin: &Path, target: LinkTarget, program: &OwnedFd) -> bool {
+    let found = object_get(pin).and_then(|link| info(link.as_fd()));
+    let wanted = object_id(program.as_fd());
+    found.is_ok_and(|found| found.target == target && wanted.is_ok_and(|wanted| wanted == found.program))
 }

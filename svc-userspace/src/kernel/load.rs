@@ -122,8 +122,11 @@ pub(super) fn load(object: &[u8], layout: &Layout, options: &Options) -> Result<
         }
         let fd = program.fd().map_err(|error| refused(&error))?;
         let fd = fd.as_fd().try_clone_to_owned().map_err(|error| refused(&error))?;
-        pin_program(layout, name, &fd)?;
         programs.insert(name, fd);
+    }
+    // Only once the kernel has taken all of them: what is attached and what is pinned go on being the same.
+    for (name, program) in &programs {
+        pin_program(layout, name, program)?;
     }
     let wanted = Some(options.xdp).filter(|mode| *mode != Xdp::Off).map(Xdp::program);
     for name in xdp::PROGRAMS {

@@ -21,28 +21,32 @@ pub struct Sources {
 }
 
 impl Dataplane {
-    /// Writes MASQUERADE whole: the addresses by interface index.
-    pub fn set_masquerade_sources(&mut self, sources: &BTreeMap<u32, Sources>) -> Result<(), KernelError> {
+    /// Makes MASQUERADE hold these and nothing else, the addresses by interface index; returns how many entries were others.
+    pub fn set_masquerade_sources(&mut self, sources: &BTreeMap<u32, Sources>) -> Result<usize, KernelError> {
         let v4 = sources.iter().filter_map(|(index, of)| Some((*index, of.v4?.octets()))).collect();
         let v6 = sources.iter().filter_map(|(index, of)| Some((*index, of.v6?.octets()))).collect();
-        replace(&mut self.maps.masquerade_v4, "MASQUERADE_V4", &v4)?;
-        replace(&mut self.maps.masquerade_v6, "MASQUERADE_V6", &v6)
+        let changed = replace(&mut self.maps.masquerade_v4, "MASQUERADE_V4", &v4)?;
+        Ok(changed + replace(&mut self.maps.masquerade_v6, "MASQUERADE_V6", &v6)?)
     }
 
-    /// Keeps the ports that the programs masquerade with from this host's sockets, until [`super::cleanup`].
-    pub fn reserve_ports(&mut self) -> Result<(), KernelError> {
+    /// Keeps the ports that the programs masquerade with from this host's sockets, until [`super::cleanup`]; true if they were
+    /// not kept before.
+    pub fn reserve_ports(&mut self) -> Result<bool, KernelError> {
         let ports = reserved_ports::read().map_err(KernelError::ReservedPorts)?;
-        let failed = |error| KernelError::map("CONFIG", error);
-        let mut config: Config = self.maps.config.get(&0, 0).map_err(failed)?;
-        if config.flags & CONFIG_PORTS_RESERVED == 0 {
+        let wanted = ports.clone().with_own();
+        if self.config.flags & CONFIG_PORTS_RESERVED == 0 {
             let mut before: Array<MapData, u64> = maps::open(&self.layout, "RESERVED")?;
             for (index, word) in (0..).zip(ports.own()) {
                 before.set(index, word, 0).map_err(|error| KernelError::map("RESERVED", error))?;
             }
-            config.flags |= CONFIG_PORTS_RESERVED;
-            self.maps.config.set(0, config, 0).map_err(failed)?;
+            // What RESERVED says is of use only for a setting that was changed. An end between the two writes leaves ports
+            // reserved for nobody; an end between them the other way round would have them given up though others had them.
+            reserved_ports::write(&wanted).map_err(KernelError::ReservedPorts)?;
+            self.set_flags(CONFIG_PORTS_RESERVED)?;
+            return Ok(ports != wanted);
         }
-        reserved_ports::write(&ports.with_own()).map_err(KernelError::ReservedPorts)
+        reserved_ports::write(&wanted).map_err(KernelError::ReservedPorts)?;
+        Ok(ports != wanted)
     }
 }
 
@@ -66,20 +70,30 @@ pub(super) fn restore_ports(layout: &Layout) -> Result<bool, KernelError> {
     Ok(true)
 }
 
-fn replace<V: aya::Pod>(
+fn replace<V: aya::Pod + PartialEq>(
     map: &mut HashMap<MapData, u32, V>,
     name: &str,
     wanted: &BTreeMap<u32, V>,
-) -> Result<(), KernelError> {
-    let there: BTreeSet<u32> = map.keys().filter_map(Result::ok).collect();
+) -> Result<usize, KernelError> {
+    let failed = |error| KernelError::map(name, error);
+    let there: BTreeSet<u32> = map.keys().collect::<Result<_, _>>().map_err(failed)?;
+    let mut changed = 0;
     for (index, value) in wanted {
-        map.insert(index, value, 0).map_err(|error| KernelError::map(name, error))?;
+        let is_right = match map.get(index, 0) {
+            Ok(found) => found == *value,
+            Err(error) if is_absent(&error) => false,
+            Err(error) => return Err(failed(error)),
+        };
+        if !is_right {
+            map.insert(index, value, 0).map_err(failed)?;
+            changed += 1;
+        }
     }
     for index in there.iter().filter(|index| !wanted.contains_key(index)) {
         match map.remove(index) {
-            Err(error) if !is_absent(&error) => return Err(KernelError::map(name, error)),
-            _ => {}
+            Err(error) if !is_absent(&error) => return Err(failed(error)),
+            _ => changed += 1,
         }
     }
-    Ok(())
+    Ok(changed)
 }

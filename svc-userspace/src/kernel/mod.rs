@@ -3,7 +3,10 @@
 //! [`Dataplane`] is the agent's handle (read and write); [`view::Pins`] is what every other command reads. What is
 //! attached stays attached when a `Dataplane` is dropped: forwarding outlives the agent, and [`cleanup`] ends it.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
 
 use ipnet::IpNet;
 use svc_common::{
@@ -26,6 +29,7 @@ mod cgroup;
 pub mod check;
 mod cleanup;
 mod clsact;
+mod compare;
 mod decode;
 mod error;
 mod filter;
@@ -39,6 +43,7 @@ pub mod object;
 mod observe;
 mod pins;
 mod redirects;
+mod repair;
 mod sys;
 pub mod trial;
 pub mod view;
@@ -50,6 +55,7 @@ pub use error::{ApplyError, KernelError};
 pub use log::ProgramLog;
 pub use masquerade::Sources;
 pub use redirects::Redirects;
+pub use repair::Repaired;
 pub use xdp::Xdp;
 
 /// Bit of `skb->mark` that asks for masquerading; see [`crate::masquerade`].
@@ -118,11 +124,22 @@ pub struct Dataplane {
     layout: pins::Layout,
     programs: load::Programs,
     maps: maps::Maps,
+    /// All maps, for pins that go missing.
+    pinned: Vec<repair::Pinned>,
+    /// What CONFIG holds.
+    config: Config,
+    service_cidrs: Vec<IpNet>,
+    cgroup: Option<PathBuf>,
     tcx: bool,
     xdp: Xdp,
+    /// Interfaces that have the XDP program.
+    xdp_attached: BTreeSet<u32>,
+    /// Interfaces that should have it, and what the kernel said.
+    xdp_refused: BTreeMap<u32, Option<i32>>,
     cache: Option<FlowCache>,
+    walk: Option<compare::Progress>,
     log: Option<ProgramLog>,
-    _lock: pins::Lock,
+    lock: pins::Lock,
 }
 
 impl Dataplane {
@@ -183,7 +200,24 @@ impl Dataplane {
         let observed = observe::observe(&layout, &maps)?;
         let tcx = options.attach == AttachMode::Auto
             && programs.get("svc_ingress").is_some_and(|program| attach::has_tcx(std::os::fd::AsFd::as_fd(program)));
-        Ok((Self { layout, programs, maps, tcx, xdp: options.xdp, cache, log, _lock: lock }, observed))
+        let dataplane = Self {
+            pinned: repair::maps(&layout)?,
+            layout,
+            programs,
+            maps,
+            config,
+            service_cidrs: options.service_cidrs.clone(),
+            cgroup: options.cgroup.clone(),
+            tcx,
+            xdp: options.xdp,
+            xdp_attached: BTreeSet::new(),
+            xdp_refused: BTreeMap::new(),
+            cache,
+            walk: None,
+            log,
+            lock,
+        };
+        Ok((dataplane, observed))
     }
 
     /// What the maps hold: those of an earlier agent keep their sizes, whatever the options say.
@@ -225,18 +259,18 @@ impl Dataplane {
     }
 
     fn clear_flags(&mut self, flags: u32) -> Result<(), KernelError> {
-        let mut config: Config = self.maps.config.get(&0, 0).map_err(|error| KernelError::map("CONFIG", error))?;
-        config.flags &= !flags;
-        self.maps.config.set(0, config, 0).map_err(|error| KernelError::map("CONFIG", error))
+        self.write_flags(self.config.flags & !flags)
     }
 
     fn set_flags(&mut self, flags: u32) -> Result<(), KernelError> {
-        let mut config: Config = self.maps.config.get(&0, 0).map_err(|error| KernelError::map("CONFIG", error))?;
-        if config.flags & flags == flags {
-            return Ok(());
-        }
-        config.flags |= flags;
-        self.maps.config.set(0, config, 0).map_err(|error| KernelError::map("CONFIG", error))
+        self.write_flags(self.config.flags | flags)
+    }
+
+    fn write_flags(&mut self, flags: u32) -> Result<(), KernelError> {
+        let config = Config { flags, ..self.config };
+        self.maps.config.set(0, config, 0).map_err(|error| KernelError::map("CONFIG", error))?;
+        self.config = config;
+        Ok(())
     }
 
     /// Attaches the classifiers to an interface, or replaces them atomically, and sets its scope. An error concerns this
@@ -251,7 +285,23 @@ impl Dataplane {
             .map_err(|error| KernelError::map("INTERFACES", error))?;
         attach::attach(&self.layout, &self.programs, self.tcx, interface)?;
         // Frames leave by an uplink past the stack only once it has its programs.
-        if xdp::attach(&self.layout, &self.programs, self.xdp, interface)? {
+        let index = interface.index;
+        let refused_before = self.xdp_refused.remove(&index);
+        self.xdp_attached.remove(&index);
+        match xdp::attach(&self.layout, &self.programs, self.xdp, interface)? {
+            xdp::Outcome::NotWanted => {}
+            xdp::Outcome::Refused(error) => {
+                // The reason is said once; that it persists is in the metric.
+                if refused_before != Some(error.raw_os_error()) {
+                    xdp::report(self.xdp, interface, &error);
+                }
+                self.xdp_refused.insert(index, error.raw_os_error());
+            }
+            xdp::Outcome::Attached => {
+                self.xdp_attached.insert(index);
+            }
+        }
+        if self.xdp_attached.contains(&index) {
             let mut entry = interface.entry;
             entry.flags |= INTERFACE_XDP;
             let set = self.maps.interfaces.insert(interface.index, entry, 0);
@@ -262,6 +312,8 @@ impl Dataplane {
 
     /// Detaches from an interface, which may be gone already, and forgets it.
     pub fn remove_interface(&mut self, index: u32) -> Result<(), KernelError> {
+        self.xdp_attached.remove(&index);
+        self.xdp_refused.remove(&index);
         xdp::detach(&self.layout, index)?;
         attach::detach(&self.layout, index)?;
         match self.maps.interfaces.remove(&index) {
@@ -307,21 +359,28 @@ impl std::fmt::Debug for Dataplane {
     }
 }
 
-/// Writes SERVICE_CIDRS whole: what an earlier agent was told may no longer be so.
-fn set_service_cidrs(maps: &mut maps::Maps, prefixes: &[IpNet]) -> Result<(), KernelError> {
+/// Writes SERVICE_CIDRS where it says something else: what an earlier agent was told may no longer be so. True if it did.
+fn set_service_cidrs(maps: &mut maps::Maps, prefixes: &[IpNet]) -> Result<bool, KernelError> {
     let mut v4 = prefixes.iter().filter_map(|prefix| if let IpNet::V4(it) = prefix { Some(it) } else { None });
     let mut v6 = prefixes.iter().filter_map(|prefix| if let IpNet::V6(it) = prefix { Some(it) } else { None });
+    let mut changed = false;
     for index in 0..SERVICE_CIDRS {
         let unused = Cidr { network: [0; 4], mask: [0; 4] };
-        maps.service_cidrs_v4
-            .set(index, v4.next().map_or(unused, |prefix| decode::cidr_v4(*prefix)), 0)
-            .map_err(|error| KernelError::map("SERVICE_CIDRS_V4", error))?;
+        let wanted = v4.next().map_or(unused, |prefix| decode::cidr_v4(*prefix));
+        let failed = |error| KernelError::map("SERVICE_CIDRS_V4", error);
+        if maps.service_cidrs_v4.get(&index, 0).map_err(failed)? != wanted {
+            maps.service_cidrs_v4.set(index, wanted, 0).map_err(failed)?;
+            changed = true;
+        }
         let unused = Cidr { network: [0; 16], mask: [0; 16] };
-        maps.service_cidrs_v6
-            .set(index, v6.next().map_or(unused, decode::cidr_v6), 0)
-            .map_err(|error| KernelError::map("SERVICE_CIDRS_V6", error))?;
+        let wanted = v6.next().map_or(unused, decode::cidr_v6);
+        let failed = |error| KernelError::map("SERVICE_CIDRS_V6", error);
+        if maps.service_cidrs_v6.get(&index, 0).map_err(failed)? != wanted {
+            maps.service_cidrs_v6.set(index, wanted, 0).map_err(failed)?;
+            changed = true;
+        }
     }
-    Ok(())
+    Ok(changed)
 }
 
 /// Empties INTERFACES: indexes of another network namespace mean nothing here.

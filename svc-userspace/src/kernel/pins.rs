@@ -8,7 +8,7 @@
 
 use std::{
     fs, io,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -99,7 +99,7 @@ pub(super) fn require_bpffs(path: &Path) -> Result<(), KernelError> {
 /// Held by the one process that may change what is pinned below a directory; gone with that process.
 #[derive(Debug)]
 pub(super) struct Lock {
-    _held: Flock<OwnedFd>,
+    held: Flock<OwnedFd>,
 }
 
 impl Lock {
@@ -108,10 +108,21 @@ impl Lock {
         let failed = |error| KernelError::Pin { path: bpffs.to_owned(), action: "lock it", error };
         let directory = fs::File::open(bpffs).map_err(failed)?;
         match Flock::lock(OwnedFd::from(directory), FlockArg::LockExclusiveNonblock) {
-            Ok(held) => Ok(Self { _held: held }),
+            Ok(held) => Ok(Self { held }),
             Err((_, Errno::EWOULDBLOCK)) => Err(KernelError::Locked(bpffs.to_owned())),
             Err((_, errno)) => Err(failed(errno.into())),
         }
+    }
+
+    /// What the directory is.
+    pub(super) fn metadata(&self) -> io::Result<fs::Metadata> {
+        fs::File::from(self.held.try_clone()?).metadata()
+    }
+}
+
+impl AsFd for Lock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.held.as_fd()
     }
 }
 

@@ -79,10 +79,10 @@ pub(super) fn object_info(object: BorrowedFd<'_>, info: &mut [u64]) -> io::Resul
     Ok(attributes.len as usize)
 }
 
-/// Id of a program.
-pub(super) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
+/// Id of a program or a map: both say it behind their type.
+pub(super) fn object_id(object: BorrowedFd<'_>) -> io::Result<u32> {
     let mut info = [0_u64; 10];
-    object_info(program, &mut info)?;
+    object_info(object, &mut info)?;
     Ok((info[0] >> if cfg!(target_endian = "little") { 32 } else { 0 }) as u32)
 }
 
@@ -146,50 +146,83 @@ fn walk(
     each: &mut dyn FnMut(&[u8], &[u8]),
     most: u32,
 ) -> io::Result<Option<u32>> {
-    let mut capacity: usize = 4096;
-    let mut keys = vec![0_u8; capacity * key_size];
-    let mut values = vec![0_u8; capacity * value_size];
-    // The cursor is as large as a key, and at least four bytes.
-    let mut cursor = vec![0_u64; key_size.div_ceil(8).max(1)];
-    let mut next = cursor.clone();
-    let mut started = false;
+    let mut walk = Walk::new(key_size, value_size, 4096);
     loop {
-        let mut attributes = BatchAttributes {
-            in_batch: if started { cursor.as_mut_ptr() as u64 } else { 0 },
-            out_batch: next.as_mut_ptr() as u64,
-            keys: keys.as_mut_ptr() as u64,
-            values: values.as_mut_ptr() as u64,
-            count: capacity as u32,
-            map: map.as_raw_fd().cast_unsigned(),
-            ..Default::default()
-        };
-        let result = bpf(BPF_MAP_LOOKUP_BATCH, &mut attributes);
-        let finished = match result {
-            Ok(_) => false,
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
-            // One bucket holds more than fits: nothing was returned, the cursor stays.
-            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && capacity < 1 << 24 => {
-                capacity *= 2;
-                keys.resize(capacity * key_size, 0);
-                values.resize(capacity * value_size, 0);
-                continue;
-            }
-            Err(error) => return Err(error),
-        };
-        let count = (attributes.count as usize).min(capacity);
-        for (key, value) in keys.chunks_exact(key_size).zip(values.chunks_exact(value_size)).take(count) {
-            each(key, value);
-        }
-        if finished {
+        if walk.next(map, each)? {
             return Ok(None);
         }
         // The cursor of a hash map is the number of the next bucket.
-        let bucket = next.first().map_or(0, |word| *word as u32);
+        let bucket = walk.cursor.first().map_or(0, |word| *word as u32);
         if most < u32::MAX && bucket >= most {
             return Ok(Some(bucket));
         }
-        std::mem::swap(&mut cursor, &mut next);
-        started = true;
+    }
+}
+
+/// A walk through a hash or array map (not a per-CPU one), some entries at a time.
+#[derive(Debug)]
+pub(super) struct Walk {
+    key_size: usize,
+    value_size: usize,
+    /// Most entries at a time.
+    capacity: usize,
+    keys: Vec<u8>,
+    values: Vec<u8>,
+    cursor: Vec<u64>,
+    next: Vec<u64>,
+    started: bool,
+}
+
+impl Walk {
+    pub(super) fn new(key_size: usize, value_size: usize, capacity: usize) -> Self {
+        // The cursor is as large as a key, and at least four bytes.
+        let cursor = vec![0_u64; key_size.div_ceil(8).max(1)];
+        Self {
+            key_size,
+            value_size,
+            capacity,
+            keys: vec![0; capacity * key_size],
+            values: vec![0; capacity * value_size],
+            next: cursor.clone(),
+            cursor,
+            started: false,
+        }
+    }
+
+    /// Calls `each` with the bytes of the next entries; true once there are no more.
+    pub(super) fn next(&mut self, map: BorrowedFd<'_>, each: &mut dyn FnMut(&[u8], &[u8])) -> io::Result<bool> {
+        loop {
+            let mut attributes = BatchAttributes {
+                in_batch: if self.started { self.cursor.as_mut_ptr() as u64 } else { 0 },
+                out_batch: self.next.as_mut_ptr() as u64,
+                keys: self.keys.as_mut_ptr() as u64,
+                values: self.values.as_mut_ptr() as u64,
+                count: self.capacity as u32,
+                map: map.as_raw_fd().cast_unsigned(),
+                ..Default::default()
+            };
+            let finished = match bpf(BPF_MAP_LOOKUP_BATCH, &mut attributes) {
+                Ok(_) => false,
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+                // One bucket holds more than fits: nothing was returned, the cursor stays.
+                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && self.capacity < 1 << 24 => {
+                    self.capacity *= 2;
+                    self.keys.resize(self.capacity * self.key_size, 0);
+                    self.values.resize(self.capacity * self.value_size, 0);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let count = (attributes.count as usize).min(self.capacity);
+            for (key, value) in
+                self.keys.chunks_exact(self.key_size).zip(self.values.chunks_exact(self.value_size)).take(count)
+            {
+                each(key, value);
+            }
+            std::mem::swap(&mut self.cursor, &mut self.next);
+            self.started = true;
+            return Ok(finished);
+        }
     }
 }
 

@@ -52,13 +52,23 @@ pub(super) fn parse_pin(name: &str) -> Option<u32> {
     [NATIVE.1, GENERIC.1].contains(&kind).then(|| index.parse().ok())?
 }
 
-/// Attaches the program to an uplink, or replaces it atomically, and removes it from everything else; true if it is attached.
+/// What became of an interface.
+pub(super) enum Outcome {
+    /// It is to have no program.
+    NotWanted,
+    /// It has it.
+    Attached,
+    /// It should have it; packets go through tc.
+    Refused(io::Error),
+}
+
+/// Attaches the program to an uplink, or replaces it atomically, and removes it from everything else.
 pub(super) fn attach(
     layout: &Layout,
     programs: &Programs,
     mode: Xdp,
     interface: &InterfaceSpec,
-) -> Result<bool, KernelError> {
+) -> Result<Outcome, KernelError> {
     let is_uplink = interface.entry.scope == Scope::Outside as u8 && interface.link == LinkLayer::Ethernet;
     let wanted = match mode {
         Xdp::Off => None,
@@ -71,19 +81,24 @@ pub(super) fn attach(
             unpin(&layout.link(&format!("{}-{}", interface.index, kind.1)))?;
         }
     }
-    let Some(((flags, name), program)) = wanted else { return Ok(false) };
+    let Some(((flags, name), program)) = wanted else { return Ok(Outcome::NotWanted) };
     let path = layout.link(&format!("{}-{name}", interface.index));
     let attached = match adopt(&path, LinkTarget::Xdp { index: interface.index })? {
         Some(link) => links::update(link.as_fd(), program.as_fd()),
         None => create(program, interface.index, flags, &path),
     };
-    match attached {
-        Ok(()) => Ok(true),
-        Err(error) => {
-            report(mode, interface, &error);
-            Ok(false)
-        }
-    }
+    Ok(match attached {
+        Ok(()) => Outcome::Attached,
+        Err(error) => Outcome::Refused(error),
+    })
+}
+
+/// Whether the program is attached to an interface that should have it.
+pub(super) fn is_attached(layout: &Layout, programs: &Programs, mode: Xdp, index: u32) -> bool {
+    let name = if mode == Xdp::Generic { GENERIC.1 } else { NATIVE.1 };
+    let program = programs.get(mode.program());
+    program
+        .is_none_or(|program| links::has(&layout.link(&format!("{index}-{name}")), LinkTarget::Xdp { index }, program))
 }
 
 fn create(program: &OwnedFd, index: u32, flags: u32, path: &std::path::Path) -> io::Result<()> {
@@ -92,7 +107,7 @@ fn create(program: &OwnedFd, index: u32, flags: u32, path: &std::path::Path) -> 
 }
 
 /// Says that an uplink stays without, and why.
-fn report(mode: Xdp, interface: &InterfaceSpec, error: &io::Error) {
+pub(super) fn report(mode: Xdp, interface: &InterfaceSpec, error: &io::Error) {
     let name = &interface.name;
     let reason = match error.raw_os_error() {
         Some(libc::EBUSY | libc::EEXIST) => "another XDP program is there: `bpftool net` lists it",

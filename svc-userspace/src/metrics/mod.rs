@@ -61,6 +61,13 @@ pub struct Metrics {
     problems: Family<[Label; 4], Gauge>,
     problem_fields: Mutex<BTreeMap<(String, String), BTreeSet<String>>>,
     refused: Family<[Label; 2], Gauge>,
+    withheld: Family<[Label; 2], Gauge>,
+    repairs: Family<[Label; 1], Counter>,
+    repair_problems: Family<[Label; 1], Gauge>,
+    repair_passes: Counter,
+    repair_work: Seconds,
+    repair_slice: Seconds,
+    xdp_missing: Gauge,
     usage: Family<[Label; 2], Gauge>,
     capacity: Family<[Label; 1], Gauge>,
     dns: Arc<dns::metrics::Counters>,
@@ -91,6 +98,13 @@ impl Metrics {
             problems: Family::default(),
             problem_fields: Mutex::default(),
             refused: Family::default(),
+            withheld: Family::default(),
+            repairs: Family::default(),
+            repair_problems: Family::default(),
+            repair_passes: Counter::default(),
+            repair_work: Seconds::default(),
+            repair_slice: Seconds::default(),
+            xdp_missing: Gauge::default(),
             usage: Family::default(),
             capacity: Family::default(),
             dns: Arc::default(),
@@ -142,6 +156,24 @@ impl Metrics {
             self.interfaces_missing.clone(),
         );
         r.register(
+            "svc_repairs",
+            "Entries of maps, attachments, pins and settings that were changed from outside and are right again",
+            self.repairs.clone(),
+        );
+        r.register(
+            "svc_repair_problem",
+            "1 for what could not be compared or repaired the last time it was tried",
+            self.repair_problems.clone(),
+        );
+        r.register("svc_repair_passes", "Comparisons that came to their end", self.repair_passes.clone());
+        r.register("svc_repair_work_seconds", "Work of the last of them, without its pauses", self.repair_work.clone());
+        r.register("svc_repair_longest_slice_seconds", "The longest slice of it", self.repair_slice.clone());
+        r.register(
+            "svc_xdp_unattached",
+            "Uplinks that should have the XDP program and do not; their packets go through tc",
+            self.xdp_missing.clone(),
+        );
+        r.register(
             "svc_sockets_destroyed",
             "UDP sockets of the host that were told that their backend is gone",
             self.sockets_destroyed.clone(),
@@ -157,6 +189,11 @@ impl Metrics {
             self.problems.clone(),
         );
         r.register("svc_refused_ports", "Ports of a Service that are not programmed, by Service", self.refused.clone());
+        r.register(
+            "svc_withheld_addresses",
+            "Addresses and ports that a Service names and that are another's, by Service",
+            self.withheld.clone(),
+        );
         r.register("svc_table_usage", "Ids, entries and slots in use or resting, by table", self.usage.clone());
         r.register("svc_table_capacity", "Most of them that can be in use, by table", self.capacity.clone());
         self.dns.register(r);
@@ -257,6 +294,32 @@ impl Metrics {
         self.interfaces_missing.set(whole(count));
     }
 
+    /// Something of this kind (a map's name, or what else it is) was changed from outside, and is right again.
+    pub fn repaired(&self, what: &'static str, count: u64) {
+        self.repairs.get_or_create(&[("what", what.to_owned())]).inc_by(count);
+    }
+
+    /// Whether something of this kind could not be repaired; true if that is news.
+    pub fn set_repair_problem(&self, what: &'static str, exists: bool) -> bool {
+        let labels = [("what", what.to_owned())];
+        if exists {
+            return self.repair_problems.get_or_create(&labels).set(1) == 0;
+        }
+        self.repair_problems.remove(&labels)
+    }
+
+    /// Everything was compared once more, with so much work in all and at once.
+    pub fn repair_passed(&self, work: Duration, longest: Duration) {
+        self.repair_passes.inc();
+        self.repair_work.set(work.as_secs_f64());
+        self.repair_slice.set(longest.as_secs_f64());
+    }
+
+    /// Uplinks without the XDP program that they should have.
+    pub fn set_xdp_missing(&self, count: usize) {
+        self.xdp_missing.set(whole(count));
+    }
+
     /// A field makes no sense. The source that found it has logged it.
     pub fn problem(&self, problem: &Problem) {
         let mut fields = self.problem_fields.lock().unwrap_or_else(PoisonError::into_inner);
@@ -280,6 +343,16 @@ impl Metrics {
             self.refused.remove(&labels);
         } else {
             self.refused.get_or_create(&labels).set(whole(ports));
+        }
+    }
+
+    /// Addresses and ports that a Service names and does not get.
+    pub fn set_withheld(&self, service: &ObjectName, addresses: usize) {
+        let labels = [("namespace", service.namespace.to_string()), ("name", service.name.to_string())];
+        if addresses == 0 {
+            self.withheld.remove(&labels);
+        } else {
+            self.withheld.get_or_create(&labels).set(whole(addresses));
         }
     }
 

@@ -6,7 +6,7 @@ use super::Metrics;
 use crate::{
     kernel::view::{MapFill, Snapshot, ViewError},
     model::{ObjectName, Problem},
-    tables::BackendValue,
+    tables::{BackendValue, Sets},
 };
 
 fn field(text: &str) -> [u8; NAME_LEN] {
@@ -28,6 +28,7 @@ fn snapshot() -> Snapshot {
         address: "10.1.0.5:8080".parse().expect("an address"),
         state: BackendState::Active,
         local: true,
+        sets: Sets { cluster: true, local: true },
         generation: 1,
         service: 7,
     };

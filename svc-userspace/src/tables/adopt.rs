@@ -13,12 +13,12 @@ use ipnet::IpNet;
 use svc_common::{BackendState, SlotRange};
 
 use super::{
-    BackendValue, Capacity, Flat, FrontendAddress, Observed, Op, Place, Placed, Port, Range, Tables,
+    BackendValue, Capacity, Flat, FrontendAddress, Observed, Op, Place, Placed, Port, Range, Sets, Tables,
     ids::Ids,
     maglev,
     program::{Phase, Phases, family_index},
     shared::{Shared, Touched},
-    to_port_key,
+    slot_sum, to_port_key,
 };
 use crate::{
     compile::PortKey,
@@ -117,11 +117,14 @@ impl Tables {
         let mut wrong = Vec::new();
         for (range, service) in named {
             let content = contents.get(&(range.offset, range.len as usize));
-            let set = found.get(&service).zip(content).and_then(|(found, ids)| self.verified(&found.port, ids));
-            match (set, found.get_mut(&service)) {
-                (Some(set), Some(found)) if found.port.ranges.iter().all(|range| *range.set != *set) => {
+            let verified = found.get(&service).zip(content).and_then(|(found, ids)| {
+                let set = self.verified(&found.port, ids)?;
+                Some((set, slot_sum(ids)))
+            });
+            match (verified, found.get_mut(&service)) {
+                (Some((set, sum)), Some(found)) if found.port.ranges.iter().all(|range| *range.set != *set) => {
                     if self.slots.reserve(range) {
-                        found.port.ranges.push(Range { set: set.into(), slots: range });
+                        found.port.ranges.push(Range { set: set.into(), slots: range, sum });
                     } else {
                         wrong.push(range);
                     }
@@ -176,7 +179,10 @@ impl Tables {
             if rests {
                 self.backend_ids.release(id, now_ms);
             }
-            phases.push(Phase::LowerBackends, Op::SetBackend(id, BackendValue { state: BackendState::Gone, ..value }));
+            phases.push(
+                Phase::LowerBackends,
+                Op::SetBackend(id, BackendValue { state: BackendState::Gone, sets: Sets::default(), ..value }),
+            );
         }
         for id in services {
             if (1..self.capacity.services).contains(&id) {
@@ -258,8 +264,8 @@ fn place_backends(
                 && !found.port.backends.contains_key(&Place::of(value.address))
         });
         if let Some(found) = place {
-            let BackendValue { address, state, local, generation, service: _ } = *value;
-            found.port.backends.insert(Place::of(address), Placed { id: *id, generation, state, local });
+            let BackendValue { address, state, local, sets, generation, service: _ } = *value;
+            found.port.backends.insert(Place::of(address), Placed { id: *id, generation, state, local, sets });
         } else {
             adopted.services.insert(value.service);
             adopted.backends.push((*id, value.clone(), first));

@@ -69,6 +69,10 @@ impl<K, V> Flat<K, V> {
         self.0.iter().map(|(key, _)| key)
     }
 
+    pub(super) fn values(&self) -> impl Iterator<Item = &V> {
+        self.0.iter().map(|(_, value)| value)
+    }
+
     pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
         self.0.iter_mut().map(|(_, value)| value)
     }

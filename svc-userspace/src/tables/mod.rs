@@ -17,6 +17,7 @@ use crate::{
 };
 
 mod adopt;
+mod expected;
 mod flat;
 mod ids;
 pub mod maglev;
@@ -29,6 +30,7 @@ mod slots;
 #[cfg(test)]
 mod tests;
 
+pub use expected::{Difference, Expected, Walked, slot_sum};
 use flat::Flat;
 pub use ids::REST_MS;
 pub use names::{to_port_key, to_service_name};
@@ -44,10 +46,28 @@ pub struct BackendValue {
     pub state: svc_common::BackendState,
     /// Runs on this node.
     pub local: bool,
+    /// Sets of its port that it is in.
+    pub sets: Sets,
     /// Generation of the id.
     pub generation: u32,
     /// Service id.
     pub service: u32,
+}
+
+/// The sets of a Service port that a backend is in: those of [`crate::compile::Set`], whether or not a frontend uses them. A
+/// client that is bound to the backend stays with it where its frontend uses one of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sets {
+    /// The set of policy Cluster.
+    pub cluster: bool,
+    /// The set of policy Local.
+    pub local: bool,
+}
+
+impl Sets {
+    fn and(self, other: Self) -> Self {
+        Self { cluster: self.cluster || other.cluster, local: self.local || other.local }
+    }
 }
 
 /// A key of FRONTENDS_V4/V6, the family being that of the address.
@@ -205,12 +225,13 @@ struct Placed {
     generation: u32,
     state: svc_common::BackendState,
     local: bool,
+    sets: Sets,
 }
 
 impl Placed {
     fn value(self, Place(address, port): Place, service: u32) -> BackendValue {
-        let Self { id: _, generation, state, local } = self;
-        BackendValue { address: SocketAddr::new(address, port), state, local, generation, service }
+        let Self { id: _, generation, state, local, sets } = self;
+        BackendValue { address: SocketAddr::new(address, port), state, local, sets, generation, service }
     }
 }
 
@@ -220,6 +241,8 @@ struct Range {
     /// Ids of the backends, ascending.
     set: Box<[u32]>,
     slots: SlotRange,
+    /// [`slot_sum`] of what is in the slots.
+    sum: u64,
 }
 
 impl Tables {

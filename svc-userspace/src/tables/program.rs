@@ -10,10 +10,10 @@ use ipnet::IpNet;
 use svc_common::{BackendState, Frontend, SlotRange, frontend};
 
 use super::{
-    Flat, FrontendAddress, Op, Place, Placed, Port, Range, Refused, Tables,
+    Flat, FrontendAddress, Op, Place, Placed, Port, Range, Refused, Sets, Tables,
     plan::{Desired, Plan, PlannedRange, addresses},
     shared::{SharedOps, Touched},
-    to_service_name,
+    slot_sum, to_service_name,
 };
 use crate::{
     compile::{BackendEntry, FrontendKind, PortKey, PortTable, Set},
@@ -156,7 +156,7 @@ impl Tables {
     }
 
     fn drop_backend(&mut self, placed: Placed, place: Place, service: u32, now_ms: u64, phases: &mut Phases) {
-        let gone = Placed { state: BackendState::Gone, ..placed }.value(place, service);
+        let gone = Placed { state: BackendState::Gone, sets: Sets::default(), ..placed }.value(place, service);
         phases.push(Phase::LowerBackends, Op::SetBackend(placed.id, gone));
         self.backend_ids.release(placed.id, now_ms);
     }
@@ -174,15 +174,18 @@ impl Tables {
             frontends: Flat::with_capacity(table.frontends.len()),
             ..Port::default()
         };
-        for entry in &table.backends {
+        for (index, entry) in table.backends.iter().enumerate() {
             let place = Place::of(entry.address);
-            let placed = self.program_backend(old.backends.get(&place).copied(), entry, old.id, phases)?;
+            let is_in = |set: &[usize]| set.binary_search(&index).is_ok();
+            let sets = Sets { cluster: is_in(&table.cluster), local: is_in(&table.local) };
+            let placed = self.program_backend(old.backends.get(&place).copied(), entry, sets, old.id, phases)?;
             port.backends.insert(place, placed);
         }
         for (place, placed) in old.backends.iter().filter(|(place, _)| !port.backends.contains_key(place)) {
             self.drop_backend(*placed, *place, old.id, now_ms, phases);
         }
-        port.ranges = ranges.iter().map(|range| self.program_range(range, &table, &port, phases)).collect();
+        port.ranges =
+            ranges.iter().map(|range| self.program_range(range, &table, &port, &old.ranges, phases)).collect();
         for range in old.ranges.into_iter().filter(|range| !port.ranges.contains(range)) {
             self.slots.release(range.slots, now_ms);
         }
@@ -223,6 +226,7 @@ impl Tables {
         &mut self,
         old: Option<Placed>,
         entry: &BackendEntry,
+        sets: Sets,
         service: u32,
         phases: &mut Phases,
     ) -> Option<Placed> {
@@ -230,32 +234,46 @@ impl Tables {
         let place = Place::of(entry.address);
         let Some(previous) = old else {
             let (id, generation) = self.backend_ids.take()?;
-            let placed = Placed { id, generation, state, local: entry.local };
+            let placed = Placed { id, generation, state, local: entry.local, sets };
             phases.push(Phase::RaiseBackends, Op::SetBackend(id, placed.value(place, service)));
             return Some(placed);
         };
-        let placed = Placed { state, local: entry.local, ..previous };
-        if placed != previous {
-            let worse = state == BackendState::Terminating && previous.state == BackendState::Active;
-            let phase = if worse { Phase::LowerBackends } else { Phase::RaiseBackends };
-            phases.push(phase, Op::SetBackend(placed.id, placed.value(place, service)));
+        let placed = Placed { state, local: entry.local, sets, ..previous };
+        // What it gains comes before the frontends that make use of it, what it loses after them.
+        let worse = state == BackendState::Terminating && previous.state == BackendState::Active;
+        let raised =
+            Placed { state: if worse { previous.state } else { state }, sets: previous.sets.and(sets), ..placed };
+        for (phase, value) in [(Phase::RaiseBackends, raised), (Phase::LowerBackends, placed)] {
+            if value != if matches!(phase, Phase::RaiseBackends) { previous } else { raised } {
+                phases.push(phase, Op::SetBackend(placed.id, value.value(place, service)));
+            }
         }
         Some(placed)
     }
 
-    fn program_range(&mut self, range: &PlannedRange, table: &PortTable, port: &Port, phases: &mut Phases) -> Range {
+    fn program_range(
+        &mut self,
+        range: &PlannedRange,
+        table: &PortTable,
+        port: &Port,
+        old: &[Range],
+        phases: &mut Phases,
+    ) -> Range {
+        if let Some(kept) = old.iter().find(|old| !range.fresh && old.slots == range.slots) {
+            return kept.clone();
+        }
         let members = || {
             range.members.iter().filter_map(|index| {
                 let address = table.backends[*index].address;
                 Some((address, port.backends.get(&Place::of(address))?.id))
             })
         };
-        if range.fresh {
-            phases.push(Phase::Slots, Op::WriteSlots(range.slots.offset, self.maglev.build(members())));
-        }
+        let slots = self.maglev.build(members());
+        let sum = slot_sum(&slots);
+        phases.push(Phase::Slots, Op::WriteSlots(range.slots.offset, slots));
         let mut set: Vec<u32> = members().map(|(_, id)| id).collect();
         set.sort_unstable();
-        Range { set: set.into(), slots: range.slots }
+        Range { set: set.into(), slots: range.slots, sum }
     }
 }
 
@@ -266,19 +284,19 @@ pub(super) fn family_index(range: &IpNet) -> usize {
 
 /// The entries of FRONTENDS of a port.
 fn frontends(table: &PortTable, id: u32, ranges: &[PlannedRange]) -> Vec<(FrontendAddress, Frontend)> {
-    let side = |set: Set, drop: u32| -> (SlotRange, u32) {
-        let members = match set {
-            Set::Cluster => &table.cluster,
-            Set::Local => &table.local,
+    let side = |set: Set, local: u32, drop: u32| -> (SlotRange, u32) {
+        let (members, kind) = match set {
+            Set::Cluster => (&table.cluster, 0),
+            Set::Local => (&table.local, local),
         };
         let range = ranges.iter().find(|range| range.members == *members);
         // An empty Local set drops while the Service has endpoints elsewhere; without any it rejects, as Cluster does.
         let flag = if set == Set::Local && members.is_empty() && !table.cluster.is_empty() { drop } else { 0 };
-        (range.map_or_else(SlotRange::default, |range| range.slots), flag)
+        (range.map_or_else(SlotRange::default, |range| range.slots), kind | flag)
     };
     let entry = |f: &crate::compile::FrontendEntry| {
-        let (inside, inside_flag) = side(f.inside, frontend::FLAG_INSIDE_DROP);
-        let (outside, outside_flag) = side(f.outside, frontend::FLAG_OUTSIDE_DROP);
+        let (inside, inside_flag) = side(f.inside, frontend::FLAG_INSIDE_LOCAL, frontend::FLAG_INSIDE_DROP);
+        let (outside, outside_flag) = side(f.outside, frontend::FLAG_OUTSIDE_LOCAL, frontend::FLAG_OUTSIDE_DROP);
         let kind = match f.kind {
             FrontendKind::ClusterIp => frontend::FLAG_CLUSTER_IP,
             FrontendKind::NodePort => frontend::FLAG_NODE_PORT,

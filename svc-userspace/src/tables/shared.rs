@@ -131,6 +131,16 @@ impl Shared {
         self.words = words;
     }
 
+    /// The value of an address in VIPS, if it is there.
+    pub(super) fn vip(&self, address: IpAddr) -> Option<u32> {
+        self.vips.get(&address).and_then(|vip| vip.programmed)
+    }
+
+    /// Words of FILTER that are not zero, from `word` on.
+    pub(super) fn words(&self, word: u32) -> impl Iterator<Item = (u32, u64)> {
+        self.words.range(word..).map(|(word, bits)| (*word, *bits))
+    }
+
     /// Bits in FILTER that have no user.
     pub(super) fn stale_bits(&self) -> u32 {
         self.programmed_bits.saturating_sub(u32::try_from(self.bits.len()).unwrap_or(u32::MAX))

@@ -60,6 +60,75 @@ async fn a_watch_that_is_cut_goes_on_where_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_watch_may_be_cut_at_any_byte_of_an_event() {
+    let mut fixture = Fixture::synced(pair()).await;
+    // An event of one of these Services has some 400 bytes.
+    for (i, after) in (2..420).step_by(19).enumerate() {
+        let cut = if i % 2 == 0 { Cut::Truncated { after } } else { Cut::Abrupt { after } };
+        fixture.api.cut_watches(cut);
+        let address = format!("10.0.7.{i}");
+        fixture.api.apply(service("a", &address));
+        fixture.until(&format!("{cut:?}"), |world| world.address("a").as_deref() == Some(&*address)).await;
+        fixture.watched().await;
+    }
+    fixture.assert_nothing_gone();
+    assert_eq!(fixture.world.problems.len(), 0, "{:?}", fixture.world.problems);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_out_of_order_and_of_nothing_are_put_right_by_the_next_list() {
+    let mut fixture = Fixture::synced(pair()).await;
+    let event = |kind: &str, object: serde_json::Value| {
+        let mut object = object;
+        object["metadata"]["resourceVersion"] = "1".into();
+        serde_json::json!({"type": kind, "object": object}).to_string()
+    };
+    fixture.api.apply(service("a", "10.0.0.8"));
+    fixture.until("the newer one", |world| world.address("a").as_deref() == Some("10.0.0.8")).await;
+    // The state before comes after it; one that was never there goes; one that is there comes again.
+    for line in [
+        event("MODIFIED", service("a", "10.0.0.1")),
+        event("DELETED", service("never", "10.0.0.4")),
+        event("ADDED", service("b", "10.0.0.2")),
+        event("DELETED", service("b", "10.0.0.2")),
+        event("MODIFIED", service("b", "10.0.0.2")),
+    ] {
+        fixture.api.send_line(Resource::Services, &line);
+    }
+    fixture.until("b again", |world| world.gone.contains("b") && world.services.contains_key("b")).await;
+    fixture.api.forget_history();
+    fixture.api.gone(1, Gone::Event);
+    fixture.api.cut_watches(Cut::Clean);
+    fixture.until("what is so", |world| world.address("a").as_deref() == Some("10.0.0.8")).await;
+    assert!(fixture.world.services.contains_key("b") && fixture.world.slices.len() == 2);
+    assert_eq!(fixture.world.synced, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_without_half_of_the_objects_takes_these_and_no_others_until_they_are_back() {
+    let all: Vec<_> = (0..40_u8)
+        .flat_map(|i| [service(&format!("s{i:02}"), &format!("10.0.3.{i}")), slice(&format!("s{i:02}"), "10.1.0.1")])
+        .collect();
+    let mut fixture = Fixture::synced(all.clone()).await;
+    let changes = fixture.world.changes;
+    fixture.api.refuse(true);
+    fixture.api.replace_all(all[..40].to_vec());
+    fixture.api.forget_history();
+    fixture.api.refuse(false);
+    fixture.until("half to be gone", |world| world.gone.len() == 40).await;
+    fixture.watched().await;
+    assert_eq!((fixture.world.services.len(), fixture.world.slices.len()), (20, 20));
+    assert_eq!(fixture.world.changes - changes, 40, "those that stayed were not touched");
+    fixture.api.refuse(true);
+    fixture.api.replace_all(all);
+    fixture.api.forget_history();
+    fixture.api.refuse(false);
+    fixture.until("all of them", |world| world.services.len() == 40 && world.slices.len() == 40).await;
+    assert_eq!(fixture.world.changes - changes, 80);
+    assert_eq!(fixture.world.synced, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn forgotten_history_is_listed_anew_and_only_the_difference_reported() {
     for how in [Gone::Status, Gone::Event] {
         let mut fixture = Fixture::synced(pair()).await;

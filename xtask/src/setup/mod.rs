@@ -32,7 +32,7 @@ const RUN_PROGRAMS: &[(&str, &str)] = &[
     ("ethtool", "ethtool"),
     ("nft", "nftables"),
     ("ping", "iputils-ping"),
-    ("ethtool", "ethtool"),
+    ("crun", "crun"),
     ("bpftool", "bpftool"),
     ("dig", "bind9-dnsutils"),
 ];

@@ -72,6 +72,9 @@ says_not() {
     ! grep -q -- "$text" /tmp/says
 }
 
+metrics() { wget -q -O - http://127.0.0.1:10249/metrics; }
+compared() { says '^svc_repair_passes_total [1-9]' metrics; }
+
 filters() { tc filter show dev client ingress; tc filter show dev client egress; }
 
 modules() {
@@ -106,7 +109,7 @@ network() {
 }
 
 start_agent() {
-    /bin/svc agent --node-name vm --manifests /manifests --uplink uplink >>/tmp/agent.log 2>&1 &
+    /bin/svc agent --node-name vm --manifests /manifests --uplink uplink --repair-interval 1 >>/tmp/agent.log 2>&1 &
     agent=$!
 }
 
@@ -154,6 +157,13 @@ for protocol in udp tcp; do
     check "process of the host to ClusterIP, $protocol, IPv6" from_host $protocol '[fd00:96::7]:80'
     check "process of the host to node port of 127.0.0.1, $protocol" from_host $protocol 127.0.0.1:30080
 done
+check "the agent compares maps and programs" eventually compared
+check "and finds nothing to repair" says_not '^svc_repair\(s_total\|_problem\)' metrics
+if [ $how = clsact ]; then
+    tc qdisc del dev client clsact
+    check "filters that were removed are there again" eventually attached $how
+    check "and counted" says '^svc_repairs_total{what="clsact"} 2' metrics
+fi
 check "a Service without endpoints refuses a process of the host" says '"refused"' svc-lab probe tcp 10.96.0.8:80
 
 kill -9 $agent

@@ -8,6 +8,7 @@ use svc_ebpf::{
     decide::{Decision, decide},
     masquerade::{Outcome, Task, masquerade, try_port},
     open::{Attempt, attempt, claim_entry},
+    recover::{recover, recover_one},
     tables::Insert,
 };
 
@@ -18,7 +19,7 @@ use super::{
 };
 
 macro_rules! family {
-    ($address:ty, $cidrs:ident, $in_cidr:ident, $attempt:ident, $claim:ident, $decide:ident, $remember:ident, $masquerade:ident, $try_port:ident) => {
+    ($address:ty, $cidrs:ident, $in_cidr:ident, $attempt:ident, $claim:ident, $recover:ident, $recover_one:ident, $decide:ident, $remember:ident, $masquerade:ident, $try_port:ident) => {
         /// A global function, as below. 1 if the address is in SERVICE_CIDRS.
         #[unsafe(no_mangle)]
         #[inline(never)]
@@ -56,6 +57,24 @@ macro_rules! family {
         pub extern "C" fn $claim() -> i32 {
             let Some(scratch) = <$address>::scratch(Hook::Ingress) else { return Insert::Full as i32 };
             claim_entry(&mut Maps::without_packet(), scratch) as i32
+        }
+
+        /// As above; 1 if it found the connection.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        #[expect(unreachable_pub, reason = "as above")]
+        pub extern "C" fn $recover() -> u32 {
+            let Some(scratch) = <$address>::scratch(Hook::Ingress) else { return 0 };
+            u32::from(recover(&mut Maps::without_packet(), scratch))
+        }
+
+        /// As above.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        #[expect(unreachable_pub, reason = "as above")]
+        pub extern "C" fn $recover_one(number: u32) -> u32 {
+            let Some(scratch) = <$address>::scratch(Hook::Ingress) else { return 0 };
+            u32::from(recover_one(&mut Maps::without_packet(), scratch, number))
         }
 
         /// As above; returns a [`Decision`] as a number.
@@ -110,6 +129,8 @@ family!(
     svc_in_cidr_v4,
     svc_attempt_v4,
     svc_claim_v4,
+    svc_recover_v4,
+    svc_try_v4,
     svc_decide_v4,
     svc_remember_v4,
     svc_masq_v4,
@@ -121,6 +142,8 @@ family!(
     svc_in_cidr_v6,
     svc_attempt_v6,
     svc_claim_v6,
+    svc_recover_v6,
+    svc_try_v6,
     svc_decide_v6,
     svc_remember_v6,
     svc_masq_v6,

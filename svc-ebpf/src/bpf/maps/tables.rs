@@ -28,7 +28,8 @@ use super::{
     count::add,
     globals::{
         svc_attempt_v4, svc_attempt_v6, svc_claim_v4, svc_claim_v6, svc_decide_v4, svc_decide_v6, svc_masq_v4,
-        svc_masq_v6, svc_port_v4, svc_port_v6, svc_remember_v4, svc_remember_v6,
+        svc_masq_v6, svc_port_v4, svc_port_v6, svc_recover_v4, svc_recover_v6, svc_remember_v4, svc_remember_v6,
+        svc_try_v4, svc_try_v6,
     },
     held::{
         svc_hold_at_v4, svc_hold_at_v6, svc_hold_v4, svc_hold_v6, svc_lead_v4, svc_lead_v6, svc_release_v4,
@@ -50,7 +51,7 @@ const EEXIST: i32 = 17;
 
 macro_rules! family {
     (
-        $address:ty, $fragments:ident, $sources:ident, $masquerades:ident, $attempt:ident, $claim:ident, $decide:ident, $remember:ident,
+        $address:ty, $fragments:ident, $sources:ident, $masquerades:ident, $attempt:ident, $claim:ident, $recover:ident, $recover_one:ident, $decide:ident, $remember:ident,
         $masquerade:ident, $try_port:ident, $hold:ident, $lead:ident, $hold_at:ident, $release:ident
     ) => {
         impl Tables<$address> for Maps {
@@ -179,6 +180,16 @@ macro_rules! family {
             }
 
             #[inline(always)]
+            fn recover(&mut self, scratch: &mut Scratch<$address>) -> bool {
+                with(scratch, || $recover()) != 0
+            }
+
+            #[inline(always)]
+            fn recover_one(&mut self, scratch: &mut Scratch<$address>, number: u32) -> bool {
+                with(scratch, || $recover_one(number)) != 0
+            }
+
+            #[inline(always)]
             fn flow(&mut self, key: &FlowKey<$address>, closes: bool, into: &mut Flow<$address>) -> Option<bool> {
                 <$address>::flow(key, closes, into)
             }
@@ -265,6 +276,8 @@ family!(
     MASQUERADE_V4,
     svc_attempt_v4,
     svc_claim_v4,
+    svc_recover_v4,
+    svc_try_v4,
     svc_decide_v4,
     svc_remember_v4,
     svc_masq_v4,
@@ -281,6 +294,8 @@ family!(
     MASQUERADE_V6,
     svc_attempt_v6,
     svc_claim_v6,
+    svc_recover_v6,
+    svc_try_v6,
     svc_decide_v6,
     svc_remember_v6,
     svc_masq_v6,

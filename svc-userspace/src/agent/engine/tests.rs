@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
+use svc_common::{Frontend, SlotRange};
+
 use super::{Engine, Maps, REFUSED_RETRY_MS};
 use crate::{
     compile::NodeContext,
@@ -9,7 +11,7 @@ use crate::{
     metrics::Metrics,
     model::{Change, Endpoint, Family, NameList, ObjectName, Protocol, Service, ServicePort, Slice, SlicePort},
     sockets::Gone,
-    tables::{Capacity, FilterWords, FrontendAddress, Observed, Op, Tables},
+    tables::{Capacity, Difference, FilterWords, FrontendAddress, Observed, Op, Tables, Walked},
 };
 
 /// Maps that count, and fail for frontends of one port.
@@ -21,6 +23,8 @@ struct Fake {
     broken_removals: bool,
     frontends: BTreeMap<FrontendAddress, u32>,
     slots: usize,
+    tables: BTreeMap<u32, Vec<u32>>,
+    broken_reads: bool,
     filter: usize,
     broken_filter: bool,
     trusted: bool,
@@ -43,7 +47,10 @@ impl Maps for Fake {
                 Op::RemoveFrontend(address) => {
                     self.frontends.remove(address);
                 }
-                Op::WriteSlots(..) => self.slots += 1,
+                Op::WriteSlots(offset, ids) => {
+                    self.slots += 1;
+                    self.tables.insert(*offset, ids.clone());
+                }
                 Op::SetFilter(..) if self.broken_filter => return Err((index, "no memory left".to_owned())),
                 Op::SetFilter(..) => self.filter += 1,
                 _ => {}
@@ -64,6 +71,31 @@ impl Maps for Fake {
     fn set_synced(&mut self) -> Result<(), String> {
         self.synced = true;
         Ok(())
+    }
+
+    fn differing(&mut self, ops: &[Op]) -> Result<Vec<(usize, Difference)>, String> {
+        if self.broken_reads {
+            return Err("no memory left".to_owned());
+        }
+        let missing = |(index, op): (usize, &Op)| match op {
+            Op::SetFrontend(address, _) if !self.frontends.contains_key(address) => Some((index, Difference::Missing)),
+            _ => None,
+        };
+        Ok(ops.iter().enumerate().filter_map(missing).collect())
+    }
+
+    fn slots(&mut self, range: SlotRange) -> Result<Vec<u32>, String> {
+        Ok(self.tables.get(&range.offset).cloned().unwrap_or_default())
+    }
+
+    fn next_entries(&mut self, map: Walked, _: bool, found: &mut Observed) -> Result<bool, String> {
+        if map == Walked::FrontendsV4 {
+            let entry = |(address, service): (&FrontendAddress, &u32)| {
+                (*address, Frontend { service: *service, ..Frontend::default() })
+            };
+            found.frontends.extend(self.frontends.iter().map(entry));
+        }
+        Ok(true)
     }
 }
 
@@ -275,7 +307,7 @@ fn what_nobody_claims_is_removed_after_the_first_sync() {
     let mut observed = Observed::default();
     let mut tables = Tables::new(CAPACITY);
     for (of, port) in [("gone", 1), ("stays", 2)] {
-        let (ops, _) = tables.update(&name(of), first.world().compile(&name(of)), 0);
+        let (ops, _) = tables.update(&name(of), first.world().compile(&name(of)).0, 0);
         for op in ops {
             match op {
                 Op::SetService(id, service) => observed.services.push((id, service)),
@@ -419,4 +451,105 @@ fn a_backend_is_not_gone_before_its_removal_is_written() {
     engine.maps().broken_port = None;
     engine.tick(200);
     assert_eq!(engine.take_gone().len(), 1);
+}
+
+/// Lets a whole comparison pass by.
+fn pass(engine: &mut Engine<Fake>) {
+    for _ in 0..1000 {
+        if engine.repair() {
+            return;
+        }
+    }
+    panic!("the pass does not end");
+}
+
+#[test]
+fn what_was_changed_from_outside_is_put_right_counted_and_nothing_else_is_written() {
+    let mut engine = ready();
+    engine.change(service("a", 1));
+    engine.change(slice("a", &[[10, 0, 0, 1], [10, 0, 0, 2]], None));
+    engine.step(10, 0, 0);
+    let (calls, frontends, tables) = {
+        pass(&mut engine);
+        let maps = engine.maps();
+        (maps.calls, maps.frontends.clone(), maps.tables.clone())
+    };
+    pass(&mut engine);
+    assert_eq!(engine.maps().calls, calls, "nothing was changed, nothing is written");
+
+    engine.maps().frontends.clear();
+    pass(&mut engine);
+    assert_eq!(engine.maps().frontends, frontends);
+    assert!(metric(&engine, "svc_repairs_total{what=\"FRONTENDS_V4\"} 1"));
+    let foreign = FrontendAddress { address: "10.96.0.9:80".parse().expect("an address"), protocol: Protocol::Tcp };
+    engine.maps().frontends.insert(foreign, 77);
+    for ids in engine.maps().tables.values_mut() {
+        ids[0] ^= 1;
+    }
+    pass(&mut engine);
+    assert_eq!(engine.maps().frontends, frontends);
+    assert_eq!(engine.maps().tables, tables);
+    assert!(metric(&engine, "svc_repairs_total{what=\"FRONTENDS_V4\"} 2"));
+    assert!(metric(&engine, "svc_repairs_total{what=\"SLOTS\"} 1"));
+}
+
+#[test]
+fn writes_that_wait_are_no_difference_and_a_failure_to_compare_is_a_metric_until_it_ends() {
+    let mut engine = ready();
+    engine.change(service("a", 1));
+    engine.change(service("b", 2));
+    engine.step(10, 0, 0);
+    engine.maps().broken_port = Some(3);
+    engine.change(service("c", 3));
+    engine.step(10, 0, 0);
+    engine.maps().frontends.clear();
+    let calls = engine.maps().calls;
+    pass(&mut engine);
+    assert_eq!(engine.maps().frontends.len(), 2, "those of a and b; c waits");
+    assert_eq!(engine.maps().calls, calls + 2);
+
+    engine.maps().broken_port = None;
+    engine.maps().broken_reads = true;
+    pass(&mut engine);
+    assert!(metric(&engine, "svc_repair_problem{what=\"maps\"} 1"));
+    engine.maps().broken_reads = false;
+    pass(&mut engine);
+    assert!(!metric(&engine, "svc_repair_problem{what=\"maps\"} 1"));
+}
+
+#[test]
+fn a_wall_clock_that_jumps_disturbs_nothing() {
+    let mut engine = ready();
+    engine.change(service("a", 1));
+    engine.step(10, 0, 1_700_000_000_000);
+    for (round, wall_ms) in [i64::MAX, i64::MIN, 0, -1, 1_700_000_000_000].into_iter().enumerate() {
+        let endpoint = [10, 0, 0, u8::try_from(round).expect("few")];
+        engine.change(slice("a", &[endpoint], Some(if round % 2 == 0 { i64::MIN } else { i64::MAX })));
+        assert_eq!(engine.step(10, 10 + round as u64, wall_ms), 1);
+        engine.tick(10 + round as u64);
+        assert!(!engine.is_behind());
+    }
+    assert!(metric(&engine, "kubeproxy_network_programming_duration_seconds_count 5"));
+    let frontends = engine.maps().frontends.len();
+    pass(&mut engine);
+    assert_eq!(engine.maps().frontends.len(), frontends);
+}
+
+#[test]
+fn services_without_slices_and_slices_without_a_service_wait_for_each_other() {
+    let mut engine = ready();
+    engine.change(slice("b", &[[10, 0, 0, 9]], None));
+    engine.change(service("a", 1));
+    engine.step(10, 0, 0);
+    assert_eq!((engine.maps().frontends.len(), engine.maps().slots), (1, 0), "a refuses, b is nobody");
+    engine.change(service("b", 2));
+    engine.change(slice("a", &[[10, 0, 0, 8]], None));
+    engine.step(10, 1, 0);
+    assert_eq!((engine.maps().frontends.len(), engine.maps().slots), (2, 2));
+    engine.change(Change::Service(name("b"), None));
+    engine.step(10, 2, 0);
+    assert_eq!(engine.maps().frontends.len(), 1);
+    engine.change(service("b", 2));
+    engine.step(10, 3, 0);
+    assert_eq!((engine.maps().frontends.len(), engine.maps().slots), (2, 3), "its slice was there all the time");
 }

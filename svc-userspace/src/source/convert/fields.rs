@@ -27,20 +27,11 @@ fn address(text: &str) -> Result<IpAddr, String> {
 
 /// An address clients can use for a Service.
 pub(super) fn virtual_address(text: &str) -> Result<IpAddr, String> {
-    let address = address(text)?;
-    let wrong = match address {
-        _ if address.is_unspecified() => "the unspecified address",
-        _ if address.is_loopback() => "a loopback address",
-        _ if address.is_multicast() => "a multicast address",
-        IpAddr::V4(Ipv4Addr::BROADCAST) => "the broadcast address",
-        _ => return Ok(address),
-    };
-    Err(format!("{address} is {wrong}, which no Service can have: left out; give it a unicast address"))
+    unicast(address(text)?, "which no Service can have: left out; give it a unicast address")
 }
 
-/// An address an endpoint can have.
-pub(super) fn endpoint_address(text: &str) -> Result<IpAddr, String> {
-    let address = address(text)?;
+/// Refuses what is no address of one host that others can reach. Link-local ones are what clouds serve credentials on.
+fn unicast(address: IpAddr, remedy: &str) -> Result<IpAddr, String> {
     let link_local = match address {
         IpAddr::V4(v4) => v4.is_link_local(),
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
@@ -53,7 +44,12 @@ pub(super) fn endpoint_address(text: &str) -> Result<IpAddr, String> {
         _ if link_local => "a link-local address",
         _ => return Ok(address),
     };
-    Err(format!("{address} is {wrong}, which no endpoint can have: left out; use the pod's own address"))
+    Err(format!("{address} is {wrong}, {remedy}"))
+}
+
+/// An address an endpoint can have.
+pub(super) fn endpoint_address(text: &str) -> Result<IpAddr, String> {
+    unicast(address(text)?, "which no endpoint can have: left out; use the pod's own address")
 }
 
 /// A port number, never 0.

@@ -1,6 +1,6 @@
 //! The way to the API server: kubeconfig, the environment of a pod, or whatever is configured.
 
-use std::{path::Path, time::Duration};
+use std::{net::SocketAddr, path::Path, time::Duration};
 
 use ::kube::{
     Client, Config,
@@ -28,19 +28,27 @@ pub(super) struct Unreachable {
 ///
 /// It does not connect: an API server that is away is no error here.
 pub async fn client(kubeconfig: Option<&Path>) -> Result<Client, SourceError> {
+    Ok(connection(kubeconfig).await?.0)
+}
+
+/// As [`client`], and the address and port of the server if it is configured by address and not by name.
+pub async fn connection(kubeconfig: Option<&Path>) -> Result<(Client, Option<SocketAddr>), SourceError> {
     let mut config = match kubeconfig {
         Some(path) => from_file(path).await?,
         None => Config::infer().await.map_err(|error| SourceError::NoCluster(chain(&error)))?,
     };
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.read_timeout = Some(READ_TIMEOUT);
+    let host = config.cluster_url.host().map(|host| host.trim_start_matches('[').trim_end_matches(']'));
+    let port = config.cluster_url.port_u16().unwrap_or(443);
+    let server = host.and_then(|host| Some(SocketAddr::new(host.parse().ok()?, port)));
     let url = config.cluster_url.to_string();
     tracing::info!(%url, "API server");
     let builder = ClientBuilder::try_from(config)
         .map_err(|error| SourceError::Client { url: url.clone(), cause: chain(&error) })?;
     let layer =
         MapErrLayer::new(move |source: BoxError| -> BoxError { Box::new(Unreachable { url: url.clone(), source }) });
-    Ok(builder.with_layer(&layer).build())
+    Ok((builder.with_layer(&layer).build(), server))
 }
 
 async fn from_file(path: &Path) -> Result<Config, SourceError> {

@@ -24,7 +24,7 @@ use k8s_openapi::api::{
 use tokio::sync::mpsc;
 
 pub(crate) use self::client::chain;
-pub use self::client::client;
+pub use self::client::{client, connection};
 use super::{SourceError, SourceOptions, names::Names};
 use crate::model::Change;
 

@@ -1,8 +1,11 @@
 //! Maps that no agent ever left.
 
-use svc_common::{BackendState, Frontend, SlotRange};
+use svc_common::{
+    BackendState, Frontend, SlotRange,
+    frontend::{FLAG_INSIDE_LOCAL, FLAG_OUTSIDE_LOCAL},
+};
 
-use super::*;
+use super::{maps::Maps, *};
 use crate::model::Protocol;
 
 #[test]
@@ -13,6 +16,7 @@ fn absurd_maps_are_survived() {
         address: SocketAddr::from(([10, 0, 0, 1], 1)),
         state: BackendState::Active,
         local: false,
+        sets: Sets::default(),
         generation,
         service,
     };
@@ -48,4 +52,29 @@ fn absurd_maps_are_survived() {
         assert!(ops.contains(&Op::RemoveService(u32::MAX)), "{ops:?}");
         tables.expire(u64::MAX / 2);
     }
+}
+
+/// Agents of before did not say of a backend which sets it is in, nor of a frontend which set it uses.
+#[test]
+fn maps_without_sets_are_completed() {
+    let hosts = BTreeMap::from([(1, (true, true)), (2, (true, false)), (3, (false, true))]);
+    let ports = || vec![table(0, 0, &hosts, &BTreeSet::from([7]), true)];
+    let mut fresh = Maps::default();
+    fresh.run(&Tables::new(ROOMY).update(&name(0), ports(), 0).0, 0, ROOMY);
+    let mut maps = fresh.clone();
+    maps.backends.values_mut().for_each(|backend| backend.sets = Sets::default());
+    let sets = FLAG_INSIDE_LOCAL | FLAG_OUTSIDE_LOCAL;
+    maps.frontends.values_mut().for_each(|frontend| frontend.flags &= !sets);
+
+    let mut tables = Tables::adopt(ROOMY, &maps.observed());
+    let ops = [tables.update(&name(0), ports(), 0).0, tables.finish_adoption(0)].concat();
+    assert!(
+        ops.iter().all(|op| matches!(op, Op::SetBackend(..) | Op::SetFrontend(..))),
+        "no slot is written and no id given anew: {ops:?}"
+    );
+    for op in ops {
+        maps.write(op);
+    }
+    maps.check(ROOMY);
+    assert_eq!((maps.view(), maps.live()), (fresh.view(), fresh.live()));
 }

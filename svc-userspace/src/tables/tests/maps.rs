@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 use svc_common::{
     BackendState, Frontend, SlotRange,
+    backend::BACKEND_IN_LOCAL,
     filter::{KNOWN_ENDPOINT, KNOWN_FRONTEND, filter_place},
     frontend,
     vip::{VIP_INSIDE, VIP_OUTSIDE},
@@ -112,7 +113,7 @@ impl Maps {
             let name = self.services.get(&entry.service).expect("a frontend's service has a name");
             assert_eq!(name.protocol, address.protocol.number());
             assert!(self.is_known(address.address, name.protocol, KNOWN_FRONTEND), "{address:?} before its bit");
-            for range in [entry.inside, entry.outside] {
+            for (inside, range) in [(true, entry.inside), (false, entry.outside)] {
                 let ids = self.range(range);
                 assert_eq!(ids.len(), range.len as usize, "{address:?} names slots that were never written");
                 assert!(range.offset + range.len <= capacity.slots);
@@ -120,6 +121,9 @@ impl Maps {
                     let backend = self.backends.get(&id).expect("a slot names a backend");
                     assert_ne!(backend.state, BackendState::Gone, "{address:?} leads to a backend that is gone");
                     assert_eq!(backend.service, entry.service, "{address:?} leads to a backend of another Service");
+                    let Sets { cluster, local } = backend.sets;
+                    let is_member = if entry.membership(inside) == BACKEND_IN_LOCAL { local } else { cluster };
+                    assert!(is_member, "{address:?} leads to {backend:?}, to which nobody stays bound");
                     assert!(
                         self.is_known(backend.address, name.protocol, KNOWN_ENDPOINT),
                         "{backend:?} before its bit"
@@ -174,9 +178,9 @@ impl Maps {
         self.frontends.iter().map(|(address, f)| (*address, entry(f))).collect()
     }
 
-    pub(super) fn live(&self) -> BTreeSet<(PortKey, SocketAddr, u8, bool)> {
+    pub(super) fn live(&self) -> BTreeSet<(PortKey, SocketAddr, u8, bool, bool, bool)> {
         let live = self.backends.values().filter(|b| b.state != BackendState::Gone);
-        live.map(|b| (self.key(b.service), b.address, b.state as u8, b.local)).collect()
+        live.map(|b| (self.key(b.service), b.address, b.state as u8, b.local, b.sets.cluster, b.sets.local)).collect()
     }
 
     pub(super) fn observed(&self) -> Observed {

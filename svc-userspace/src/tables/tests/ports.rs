@@ -27,9 +27,10 @@ fn no_endpoint_rejects_and_an_empty_policy_set_drops() {
         let of = |kind: u32| maps.frontends.values().find(|f| f.flags & kind != 0).map(|f| f.flags & !kind);
         [of(frontend::FLAG_CLUSTER_IP), of(frontend::FLAG_LOAD_BALANCER)]
     };
-    assert_eq!(flags(BTreeMap::new()), [Some(0), Some(0)]);
-    assert_eq!(flags(BTreeMap::from([(1, (true, false))])), [Some(0), Some(frontend::FLAG_OUTSIDE_DROP)]);
-    assert_eq!(flags(BTreeMap::from([(1, (true, true))])), [Some(0), Some(0)]);
+    let local = frontend::FLAG_OUTSIDE_LOCAL;
+    assert_eq!(flags(BTreeMap::new()), [Some(0), Some(local)]);
+    assert_eq!(flags(BTreeMap::from([(1, (true, false))])), [Some(0), Some(local | frontend::FLAG_OUTSIDE_DROP)]);
+    assert_eq!(flags(BTreeMap::from([(1, (true, true))])), [Some(0), Some(local)]);
 }
 
 #[test]
@@ -55,7 +56,23 @@ fn a_terminating_backend_keeps_id_and_generation_and_one_that_left_is_gone_at_on
     let (id, before) = maps.backends.iter().find(|(_, b)| b.address.ip().to_string() == "10.0.0.2").expect("is there");
     let (id, before) = (*id, before.clone());
     maps.run(&tables.update(&name(0), port(Some(false)), 0).0, 0, ROOMY);
-    assert_eq!(maps.backends[&id], BackendValue { state: BackendState::Terminating, ..before.clone() });
+    assert_eq!(
+        maps.backends[&id],
+        BackendValue { state: BackendState::Terminating, sets: Sets::default(), ..before.clone() }
+    );
     maps.run(&tables.update(&name(0), port(None), 0).0, 0, ROOMY);
-    assert_eq!(maps.backends[&id], BackendValue { state: BackendState::Gone, ..before });
+    assert_eq!(maps.backends[&id], BackendValue { state: BackendState::Gone, sets: Sets::default(), ..before });
+}
+
+#[test]
+fn a_backend_is_in_its_sets_from_before_they_name_it_until_after_they_did() {
+    let (mut tables, mut maps) = (Tables::new(ROOMY), Maps::default());
+    // Ready and remote: policy Cluster. Then it drains on this node, and is all that policy Local has.
+    let hosts = |moves: bool| BTreeMap::from([(1, (true, false)), (2, (!moves, moves))]);
+    for moves in [false, true, false] {
+        let ports = vec![table(0, 0, &hosts(moves), &BTreeSet::from([7]), true)];
+        maps.run(&tables.update(&name(0), ports, 0).0, 0, ROOMY);
+        let sets = maps.backends.values().find(|b| b.address.ip().to_string() == "10.0.0.2").map(|b| b.sets);
+        assert_eq!(sets, Some(Sets { cluster: !moves, local: moves }));
+    }
 }
