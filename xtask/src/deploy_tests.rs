@@ -289,7 +289,7 @@ fn examples_are_services_whose_ports_and_names_are_unique() {
 }
 
 /// What a seccomp profile allows without looking at arguments, by name.
-fn allowed(profile: &Value) -> Vec<&str> {
+fn allowed_calls(profile: &Value) -> Vec<&str> {
     let rules = profile["syscalls"].as_array().expect("rules");
     let plain = rules.iter().filter(|rule| rule.get("args").is_none());
     plain.flat_map(|rule| rule["names"].as_array().expect("names")).map(|name| name.as_str().expect("a name")).collect()
@@ -300,7 +300,7 @@ fn the_confined_agent_has_the_profile_that_is_here_and_it_opens_nothing_else() {
     let text = std::fs::read_to_string(workspace::root().join("deploy/seccomp/svc.json")).unwrap();
     let profile: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(profile["defaultAction"], "SCMP_ACT_ERRNO");
-    let names = allowed(&profile);
+    let names = allowed_calls(&profile);
     let distinct: std::collections::BTreeSet<_> = names.iter().collect();
     assert_eq!(distinct.len(), names.len(), "a name stands twice");
     for needed in
