@@ -12,6 +12,7 @@
 
 pub mod address;
 pub mod affinity;
+pub mod announce;
 pub mod backend;
 pub mod cache;
 pub mod config;
@@ -32,6 +33,7 @@ pub mod vip;
 
 pub use address::Address;
 pub use affinity::{Affinity, AffinityKey};
+pub use announce::{Announced, AnnouncedKey};
 pub use backend::{Backend, BackendState};
 pub use cache::CacheState;
 pub use config::{Config, Interface, Scope};

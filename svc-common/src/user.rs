@@ -57,7 +57,8 @@ unsafe impl aya::Pod for FlowBucket<crate::FlowSlotV6> {}
 #[cfg(feature = "user")]
 mod aya_pod {
     use crate::{
-        Affinity, CacheState, Config, Counters, Frontend, Held, Interface, Ports, ServiceName, SlotLine, SocketBackend,
+        Affinity, Announced, AnnouncedKey, CacheState, Config, Counters, Frontend, Held, Interface, Ports, ServiceName,
+        SlotLine, SocketBackend,
     };
 
     macro_rules! pod {
@@ -69,6 +70,8 @@ mod aya_pod {
 
     pod!(
         Affinity,
+        Announced,
+        AnnouncedKey,
         CacheState,
         Config,
         Counters,

@@ -14,6 +14,7 @@ use svc_common::{
 
 use crate::{
     Verdict,
+    announce::Whole,
     cache::{Cache, Cached, Moment, remember},
     checksum::Change,
     decide::{Decision, decide},
@@ -49,6 +50,20 @@ impl HostFrame {
     /// A packet whose headers are not readable yet.
     pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
         Self { bytes: bytes.into(), mark: 0, again: Vec::new(), readable: 0 }
+    }
+}
+
+impl Whole for HostFrame {
+    fn load<T: Pod>(&self, offset: usize, into: &mut T) -> Option<()> {
+        let bytes = self.bytes.get(offset..offset.checked_add(size_of::<T>())?)?;
+        bytemuck::bytes_of_mut(into).copy_from_slice(bytes);
+        Some(())
+    }
+
+    fn resize(&mut self, len: usize) -> Option<()> {
+        self.bytes.resize(len, 0);
+        self.readable = len;
+        Some(())
     }
 }
 

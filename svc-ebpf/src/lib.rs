@@ -33,6 +33,7 @@
 #![cfg_attr(not(any(test, feature = "host")), no_std)]
 #![forbid(unsafe_code)]
 
+pub mod announce;
 #[cfg(feature = "bench")]
 #[path = "bench/plan.rs"]
 pub mod bench;

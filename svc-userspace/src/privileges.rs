@@ -6,6 +6,7 @@
 //! | BPF | maps, programs, links, their pins | always: maps are written and compared as long as the agent runs |
 //! | PERFMON | loading programs that compare pointers | by the first thread, which loads them anew when maps grow, and in force only meanwhile; given up once they are loaded where maps do not grow |
 //! | NET_BIND_SERVICE | `--dns`, `--metrics-address`, `--healthz-address` below 1024: a bind that fails is tried again | with such a port |
+//! | NET_RAW | saying that an announced address is here: gratuitous ARP | with `--pools` |
 //! | SYS_ADMIN | in place of BPF and PERFMON, of which a container runtime may know nothing | without one of these |
 //!
 //! It never adds one, and it is no error that a capability is missing: `svc check` and the start say what that means.
@@ -27,11 +28,11 @@ const FIRST_FREE_PORT: u16 = 1024;
 pub struct PrivilegeError(#[from] Errno);
 
 /// Gives up all privileges that the agent does not need, for this thread and those it will start, and any program they would
-/// start; `ports`: those that are bound to. To be called while there is one thread.
-pub fn limit(ports: impl Iterator<Item = u16>) -> Result<(), PrivilegeError> {
+/// start; `ports`: those that are bound to, `pools`: whether addresses may have to be announced. To be called while there is one thread.
+pub fn limit(ports: impl Iterator<Item = u16>, pools: bool) -> Result<(), PrivilegeError> {
     set_no_new_privs(true)?;
     let now = capabilities(None)?.permitted;
-    let kept = needed(now, ports);
+    let kept = needed(now, ports, pools);
     // Of what may be had again by starting a program. It takes SETPCAP, so it comes before that goes; without, a container's
     // runtime has limited it.
     for number in 0..u64::BITS {
@@ -77,11 +78,14 @@ fn keep(kept: CapabilitySet) -> Result<(), PrivilegeError> {
     Ok(set_capabilities(None, sets)?)
 }
 
-fn needed(permitted: CapabilitySet, mut ports: impl Iterator<Item = u16>) -> CapabilitySet {
+fn needed(permitted: CapabilitySet, mut ports: impl Iterator<Item = u16>, pools: bool) -> CapabilitySet {
     let loading = CapabilitySet::BPF | CapabilitySet::PERFMON;
     let mut needed = CapabilitySet::NET_ADMIN | loading;
     if ports.any(|port| (1..FIRST_FREE_PORT).contains(&port)) {
         needed |= CapabilitySet::NET_BIND_SERVICE;
+    }
+    if pools {
+        needed |= CapabilitySet::NET_RAW;
     }
     if !permitted.contains(loading) {
         needed |= CapabilitySet::SYS_ADMIN;
@@ -97,10 +101,11 @@ mod tests {
     fn what_is_needed_depends_on_ports_and_on_what_there_is() {
         let three = CapabilitySet::NET_ADMIN | CapabilitySet::BPF | CapabilitySet::PERFMON;
         let all = CapabilitySet::from_bits_retain(u64::MAX >> 23);
-        assert_eq!(needed(all, [10256, 10249, 0].into_iter()), three);
-        assert_eq!(needed(all, [10256, 53].into_iter()), three | CapabilitySet::NET_BIND_SERVICE);
+        assert_eq!(needed(all, [10256, 10249, 0].into_iter(), false), three);
+        assert_eq!(needed(all, [].into_iter(), true), three | CapabilitySet::NET_RAW);
+        assert_eq!(needed(all, [10256, 53].into_iter(), false), three | CapabilitySet::NET_BIND_SERVICE);
         let old = CapabilitySet::NET_ADMIN | CapabilitySet::SYS_ADMIN | CapabilitySet::SYS_PTRACE;
-        assert_eq!(needed(old, [53].into_iter()), CapabilitySet::NET_ADMIN | CapabilitySet::SYS_ADMIN);
-        assert_eq!(needed(CapabilitySet::CHOWN, [].into_iter()), CapabilitySet::empty());
+        assert_eq!(needed(old, [53].into_iter(), false), CapabilitySet::NET_ADMIN | CapabilitySet::SYS_ADMIN);
+        assert_eq!(needed(CapabilitySet::CHOWN, [].into_iter(), false), CapabilitySet::empty());
     }
 }

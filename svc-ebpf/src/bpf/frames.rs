@@ -19,6 +19,7 @@ use bytemuck::Pod;
 use network_types::{eth::EthHdr, ip::Ipv4Hdr};
 use svc_common::fragment::HELD_BYTES;
 use svc_ebpf::{
+    announce::Whole,
     checksum::Change,
     crc32c,
     frame::{Covered, Frame},
@@ -55,6 +56,13 @@ impl SkbFrame {
     pub(super) fn ethertype(&self) -> u16 {
         // SAFETY: the kernel passes a valid context, and the verifier checks the access.
         u16::from_be(unsafe { (*self.skb).protocol } as u16)
+    }
+
+    /// Whether the kernel keeps a VLAN tag beside the packet.
+    #[inline(always)]
+    pub(super) fn is_tagged(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.skb).vlan_present != 0 }
     }
 
     /// Index of the interface the hook sits on.
@@ -112,6 +120,23 @@ fn held_len(len: usize) -> Option<usize> {
 #[expect(unreachable_pub, reason = "it is public to the linker, which would make it a static function otherwise")]
 pub extern "C" fn svc_crc32c(difference: u32, len: u32) -> u32 {
     u32::from_ne_bytes(crc32c::change(difference.to_ne_bytes(), len))
+}
+
+impl Whole for SkbFrame {
+    #[inline(always)]
+    fn load<T: Pod>(&self, offset: usize, into: &mut T) -> Option<()> {
+        let to = core::ptr::from_mut(into).cast();
+        // SAFETY: `to` is valid for the size of T, which is Pod; the helper checks the offset against the packet.
+        let result = unsafe { bpf_skb_load_bytes(self.skb.cast(), offset as u32, to, size_of::<T>() as u32) };
+        (result == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn resize(&mut self, len: usize) -> Option<()> {
+        // SAFETY: a helper call with a valid context; pointers into the packet are never kept.
+        let result = unsafe { bpf_skb_change_tail(self.skb, len as u32, 0) };
+        (result == 0).then_some(())
+    }
 }
 
 impl Frame for SkbFrame {

@@ -6,6 +6,7 @@ use svc_common::Hook;
 use svc_common::Reason;
 use svc_ebpf::{
     Verdict,
+    announce::{ARP, solicits},
     egress::egress,
     frame::Frame,
     ingress::ingress,
@@ -16,7 +17,7 @@ use svc_ebpf::{
 
 use super::{
     frames::SkbFrame,
-    maps::{HasScratch, Maps},
+    maps::{HasScratch, Maps, svc_announce},
 };
 
 /// Next program of the hook (`TCX_NEXT`, include/uapi/linux/bpf.h; for clsact it is `TC_ACT_UNSPEC`): other tools' filters
@@ -32,7 +33,9 @@ const DROP: i32 = 2;
 fn svc_ingress(context: TcContext) -> i32 {
     let mut frame = SkbFrame::new(context.skb.skb);
     match link::ethernet(&mut frame) {
+        Some(network) if network.version == 6 && solicits(&mut frame) => asked(&frame),
         Some(network) => incoming(frame, network),
+        None if frame.ethertype() == ARP => asked(&frame),
         None => NEXT,
     }
 }
@@ -65,6 +68,16 @@ fn svc_egress_l3(context: TcContext) -> i32 {
         Some(network) => outgoing(frame, network),
         None => NEXT,
     }
+}
+
+/// Answers whoever asks where an address is, if it is announced here.
+#[inline(always)]
+fn asked(frame: &SkbFrame) -> i32 {
+    if svc_announce(frame.skb()) == 0 {
+        return NEXT;
+    }
+    // SAFETY: a helper that takes numbers.
+    unsafe { bpf_redirect(frame.interface(), 0) as i32 }
 }
 
 #[inline(always)]

@@ -189,12 +189,12 @@ fn an_elected_agent_gives_addresses_and_when_it_is_killed_another_one_does() -> 
     asks.object["metadata"]["annotations"] = json!({"svc/addresses": wanted[0].to_string()});
     cluster.publish(&asks);
     assert_eq!(cluster.has("web-2", 1)?, [wanted[0]]);
-    cluster.answers(&wanted[..1])?;
     assert!(traffic.stop()?.is_clean(), "every datagram was answered");
 
     // The first one comes back, and the second one leaves in good order: no waiting for the Lease to end.
     agents[first].start()?;
     agents[first].wait_ready()?;
+    cluster.answers(&wanted[..1])?;
     agents[second].terminate()?;
     assert_eq!(leader(&agents)?, first);
     let lease = api.get(Resource::Leases, "kube-system", "svc-pools").context("the Lease")?;

@@ -1,6 +1,7 @@
 //! What a Service does, row by row of `docs/behaviour.md`: real agents, real packets. Each file has the rows of one topic.
 
 mod adoption;
+mod announce;
 mod dns;
 mod doors;
 mod elected;

@@ -119,6 +119,8 @@ pub struct Engine<M> {
     triggers: Triggers,
     /// UDP backends that are gone from the maps, until somebody asks.
     gone: Vec<Gone>,
+    /// Services that have been programmed, until somebody asks; `None`: nobody will.
+    programmed: Option<Vec<ObjectName>>,
     /// How far the comparison of the maps has come.
     pass: repair::Pass,
 }
@@ -158,8 +160,19 @@ impl<M: Maps> Engine<M> {
             without_local: BTreeMap::new(),
             triggers: Triggers::default(),
             gone: Vec::new(),
+            programmed: None,
             pass: repair::Pass::default(),
         }
+    }
+
+    /// From now on, remembers which Services were programmed, for [`Engine::take_programmed`].
+    pub fn note_programmed(&mut self) {
+        self.programmed.get_or_insert_default();
+    }
+
+    /// Services that have been programmed since this was asked last.
+    pub fn take_programmed(&mut self) -> Vec<ObjectName> {
+        self.programmed.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// Takes note of a change.
@@ -283,6 +296,9 @@ impl<M: Maps> Engine<M> {
         {
             self.queued.remove(&name);
             self.program(&name, now_ms, wall_ms);
+            if let Some(programmed) = &mut self.programmed {
+                programmed.push(name);
+            }
             programmed += 1;
         }
         if self.queue.is_empty() {

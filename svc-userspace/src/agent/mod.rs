@@ -23,6 +23,7 @@ use tokio::{
 };
 
 use self::{
+    announcing::Announcing,
     engine::Engine,
     links::Links,
     repair::{Repair, report},
@@ -43,6 +44,7 @@ use crate::{
     source::SourceError,
 };
 
+mod announcing;
 pub mod engine;
 mod flow_cache;
 pub mod heap;
@@ -80,6 +82,8 @@ struct Agent {
     /// Gives them to those of the API, if it is elected.
     elected: Option<(Elected, watch::Sender<Pools>)>,
     pools: Option<mpsc::Receiver<News>>,
+    /// Answers for addresses of pools on this node's networks.
+    announcing: Option<Announcing>,
     started: Instant,
     repair: Repair,
     /// The addresses to masquerade with are not in the maps.
@@ -149,10 +153,12 @@ impl Agent {
         let wall_ms = i64::try_from(wall.as_millis()).unwrap_or(i64::MAX);
         self.untrimmed += self.engine.step(SERVICES_A_STEP, now_ms, wall_ms);
         self.metrics.synced_in(start.elapsed(), wall);
+        self.announce(false);
         self.report();
     }
 
     fn tick(&mut self) {
+        self.announce(true);
         let now_ms = self.now_ms();
         self.engine.tick(now_ms);
         self.links.retry(self.engine.maps(), &self.metrics, now_ms);
@@ -163,6 +169,13 @@ impl Agent {
         if self.untrimmed >= SERVICES_A_TRIM && self.engine.is_synced() && !self.engine.has_work() {
             self.untrimmed = 0;
             heap::give_back();
+        }
+    }
+
+    /// Brings up to date what this node answers for; `again`: says again what is to be said again.
+    fn announce(&mut self, again: bool) {
+        if let Some(announcing) = &mut self.announcing {
+            announcing.follow(&mut self.engine, again);
         }
     }
 
@@ -199,6 +212,9 @@ impl Agent {
         match news {
             Ok(pools) => {
                 self.metrics.no_problem("File", &file);
+                if let Some(announcing) = &mut self.announcing {
+                    announcing.announcer.set_pools(pools.clone());
+                }
                 if let Some((_, elected)) = &self.elected {
                     elected.send_replace(pools);
                     return;
@@ -242,6 +258,9 @@ impl Agent {
         let now_ms = self.now_ms();
         match event {
             InterfaceEvent::Set(spec) => {
+                if let Some(announcing) = &mut self.announcing {
+                    announcing.link(&spec);
+                }
                 let leads_out = spec.entry.scope != Scope::Inside as u8;
                 let is_new =
                     if leads_out { self.ways_out.insert(spec.index) } else { self.ways_out.remove(&spec.index) };
@@ -252,6 +271,9 @@ impl Agent {
                 self.links.set(spec, self.engine.maps(), &self.metrics, now_ms);
             }
             InterfaceEvent::Gone(index) => {
+                if let Some(announcing) = &mut self.announcing {
+                    announcing.announcer.set_link(index, None);
+                }
                 self.links.gone(index, self.engine.maps());
                 if self.ways_out.remove(&index) {
                     self.set_masquerade_sources(false);

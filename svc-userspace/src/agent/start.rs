@@ -1,7 +1,13 @@
 //! From options to a running agent: the source, the dataplane, and all that runs beside the loop, in the order in which one
 //! needs another. Nothing here runs a second time.
 
-use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::Instant,
+};
 
 use anyhow::Context;
 use tokio::{
@@ -12,6 +18,7 @@ use tokio::{
 
 use super::{
     Agent, CHANGES_A_STEP, SERVICES_A_TRIM,
+    announcing::Announcing,
     engine::{self, Engine},
     links::Links,
     options::{Masquerade, Options, Source},
@@ -104,6 +111,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let (events_sender, events) = mpsc::channel(1024);
     let watched = InterfaceOptions { uplinks: options.uplinks.clone(), pod_patterns: options.pod_patterns.clone() };
     let interfaces = tokio::spawn(interfaces::run(watched, events_sender));
+    let announcing = pools.clone().map(|pools| Announcing::new(options.node_name.clone(), pools));
     let (balancer, elected) = match (&source, pools) {
         (_, None) => (None, None),
         (Connected::Manifests(_), Some(pools)) => (Some(Local::new(pools)), None),
@@ -139,6 +147,12 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         }
         None => None,
     };
+    // Without pools nothing is announced, whatever an earlier agent has left.
+    if announcing.is_some() {
+        engine.note_programmed();
+    } else if let Err(error) = engine.maps().set_announced(&BTreeMap::new()) {
+        tracing::error!("what an earlier agent announced stays announced: {:#}", anyhow::Error::from(error));
+    }
     // As large as all that is programmed, and of no use any more.
     drop(observed);
     let mut agent = Agent {
@@ -158,6 +172,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         balancer,
         elected,
         pools: pools_news,
+        announcing,
         started: Instant::now(),
         untrimmed: SERVICES_A_TRIM,
         changes,

@@ -2,8 +2,10 @@
 //!
 //! [`pools`] reads and checks the file, [`owners`] has the rules of giving. What is given is a pure function: [`plan`] makes
 //! it of what Services ask for alone, and [`local`] gives it to the Services of manifests; [`renew`] makes it of what they
-//! have as well, and [`elected`] writes it into the API. Nothing here announces an address.
+//! have as well, and [`elected`] writes it into the API. [`announce`] says which addresses this node answers for on its networks,
+//! [`voice`] says it to them.
 
+pub mod announce;
 pub mod elected;
 pub mod follow;
 pub mod local;
@@ -11,3 +13,4 @@ pub mod owners;
 pub mod plan;
 pub mod pools;
 pub mod renew;
+pub mod voice;

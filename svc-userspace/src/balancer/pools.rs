@@ -30,6 +30,16 @@ pub struct Pool {
     /// Empty: every namespace.
     namespaces: BTreeSet<String>,
     selector: Selector,
+    layer2: Option<Layer2>,
+}
+
+/// How addresses of a pool are announced in the networks of their nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layer2 {
+    /// Names of the uplinks; empty: all.
+    pub(super) interfaces: BTreeSet<String>,
+    /// Names of the nodes that may answer, never empty.
+    pub(super) nodes: BTreeSet<Arc<str>>,
 }
 
 /// Addresses of one family from the first to the last.
@@ -65,6 +75,22 @@ struct PoolEntry {
     #[serde(default)]
     namespaces: Vec<String>,
     service_selector: Option<Spanned<LabelSelector>>,
+    announce: Option<AnnounceEntry>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AnnounceEntry {
+    layer2: Spanned<Layer2Entry>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Layer2Entry {
+    #[serde(default)]
+    interfaces: BTreeSet<String>,
+    #[serde(default)]
+    nodes: BTreeSet<String>,
 }
 
 impl Pools {
@@ -99,6 +125,11 @@ impl Pools {
     /// True if the address is not of another pool than the Service asks for.
     pub(super) fn suit(&self, claim: &Claim, address: IpAddr) -> bool {
         self.pools.iter().all(|pool| !pool.contains(address) || pool.is_wished(claim))
+    }
+
+    /// How an address is announced, if it is.
+    pub(super) fn layer2(&self, address: IpAddr) -> Option<&Layer2> {
+        self.pools.iter().find(|pool| pool.contains(address))?.layer2.as_ref()
     }
 
     /// The pools that a Service may have addresses of, in their order.
@@ -141,7 +172,20 @@ impl PoolEntry {
             Some(selector) => Selector::try_from(selector.value)
                 .map_err(|error| wrong(&selector.referenced, format!("serviceSelector of pool {name}: {error}")))?,
         };
-        Ok(Pool { name: name.into(), ranges, namespaces: self.namespaces.into_iter().collect(), selector })
+        let layer2 = self.announce.map(|announce| announce.check(&name)).transpose()?;
+        Ok(Pool { name: name.into(), ranges, namespaces: self.namespaces.into_iter().collect(), selector, layer2 })
+    }
+}
+
+impl AnnounceEntry {
+    fn check(self, pool: &str) -> Result<Layer2, PoolsError> {
+        let Spanned { value: Layer2Entry { interfaces, nodes }, referenced, .. } = self.layer2;
+        if nodes.is_empty() {
+            let message =
+                format!("pool {pool} is announced by nobody: name the nodes that may answer for its addresses");
+            return Err(wrong(&referenced, message));
+        }
+        Ok(Layer2 { interfaces, nodes: nodes.into_iter().map(Arc::from).collect() })
     }
 }
 

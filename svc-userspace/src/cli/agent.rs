@@ -251,7 +251,7 @@ pub fn run(bpffs: PathBuf, args: AgentArgs) -> anyhow::Result<()> {
         tracing::info!("--pools-default says nothing without --pools");
     }
     let ports = args.dns.iter().chain([&args.metrics_address, &args.healthz_address]).map(SocketAddr::port);
-    privileges::limit(ports).context("cannot start the agent")?;
+    privileges::limit(ports, args.pools.is_some()).context("cannot start the agent")?;
     let claims = if args.pools_default { Claims::Default } else { Claims::Class };
     let pools = args.pools.map(|file| std::path::absolute(file).map(|file| (file, claims))).transpose();
     let pools = pools.context("--pools").context("cannot start the agent")?;

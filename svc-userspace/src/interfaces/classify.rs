@@ -131,7 +131,7 @@ fn describe(link: &Link, scope: Scope, inventory: &Inventory) -> InterfaceSpec {
         entry.bridge_mac = mac;
     }
     let layer = if link.ethernet { LinkLayer::Ethernet } else { LinkLayer::None };
-    InterfaceSpec { index: link.index, name: link.name.clone(), link: layer, entry }
+    InterfaceSpec { index: link.index, name: link.name.clone(), link: layer, mac: link.mac, entry }
 }
 
 /// Global-scope addresses of the node, sorted by interface index and then in the kernel's order; those of pods' ends,

@@ -24,7 +24,7 @@ use super::{
 pub(super) const CLASSIFIERS: [&str; 4] = ["svc_ingress", "svc_egress", "svc_ingress_l3", "svc_egress_l3"];
 
 /// Every map of the object, in the order in which it is reported.
-pub(super) const MAPS: [&str; 34] = [
+pub(super) const MAPS: [&str; 35] = [
     "SERVICES",
     "FRONTENDS_V4",
     "FRONTENDS_V6",
@@ -59,6 +59,7 @@ pub(super) const MAPS: [&str; 34] = [
     "DROPS",
     "CONFIG",
     "INTERFACES",
+    "ANNOUNCED",
 ];
 
 /// The loaded programs by name.

@@ -10,7 +10,8 @@ use std::{
 
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, MapInfo, PerCpuArray};
 use svc_common::{
-    Address, Backend, Cidr, Config, Counters, Frontend, FrontendKey, Interface, ServiceName, SlotLine, SourcePrefix,
+    Address, Announced, AnnouncedKey, Backend, Cidr, Config, Counters, Frontend, FrontendKey, Interface, ServiceName,
+    SlotLine, SourcePrefix,
 };
 
 use super::{error::KernelError, memory::Memory, pins::Layout, sys};
@@ -27,6 +28,7 @@ pub(super) struct Maps {
     pub(super) stats_service: PerCpuArray<MapData, Counters>,
     pub(super) stats_backend: PerCpuArray<MapData, Counters>,
     pub(super) interfaces: HashMap<MapData, u32, Interface>,
+    pub(super) announced: HashMap<MapData, AnnouncedKey, Announced>,
     pub(super) config: Array<MapData, Config>,
     pub(super) vips_v4: HashMap<MapData, [u8; 4], u32>,
     pub(super) vips_v6: HashMap<MapData, [u8; 16], u32>,
@@ -59,6 +61,7 @@ impl Maps {
             stats_service: open(layout, "STATS_SERVICE")?,
             stats_backend: open(layout, "STATS_BACKEND")?,
             interfaces: open(layout, "INTERFACES")?,
+            announced: open(layout, "ANNOUNCED")?,
             config: open(layout, "CONFIG")?,
             vips_v4: open(layout, "VIPS_V4")?,
             vips_v6: open(layout, "VIPS_V6")?,

@@ -20,6 +20,7 @@ use svc_common::{
 
 use crate::tables::{Capacity, FilterWords, Observed, Op};
 
+mod announced;
 mod apply;
 mod attach;
 mod attachments;
@@ -118,6 +119,8 @@ pub struct InterfaceSpec {
     pub name: String,
     /// What its packets begin with.
     pub link: LinkLayer,
+    /// Its hardware address, if it has one of six bytes.
+    pub mac: Option<[u8; 6]>,
     /// Its value in INTERFACES.
     pub entry: Interface,
 }

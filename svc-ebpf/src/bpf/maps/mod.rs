@@ -6,6 +6,7 @@
 //!
 //! Values of hash maps are copied at once: a reference would not survive the next insertion or eviction.
 
+mod announced;
 mod cache;
 mod clock;
 mod count;
@@ -23,6 +24,7 @@ use aya_ebpf::bindings::__sk_buff;
 #[cfg(feature = "array-flows")]
 pub(super) use self::scratch::forgotten;
 pub(super) use self::{
+    announced::svc_announce,
     clock::coarse_now,
     scratch::{HasScratch, forget, with},
     settings::{config, has_flag},

@@ -8,8 +8,9 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use svc_common::{
-    Affinity, AffinityKey, Backend, Cidr, Config, Counters, FragmentKey, Frontend, FrontendKey, Held, Interface, Ports,
-    Reason, ServiceName, SlotLine, SocketBackend, SocketKey, SocketPeer, SourcePrefix,
+    Affinity, AffinityKey, Announced, AnnouncedKey, Backend, Cidr, Config, Counters, FragmentKey, Frontend,
+    FrontendKey, Held, Interface, Ports, Reason, ServiceName, SlotLine, SocketBackend, SocketKey, SocketPeer,
+    SourcePrefix,
     filter::{FILTER_WORDS, UNUSUAL as UNUSUAL_LEN},
     fragment::HELD_PLACES,
     masquerade::PORTS,
@@ -82,6 +83,8 @@ pub(super) static STATS_BACKEND: PerCpuArray<Counters, 131072> = PerCpuArray::ne
 pub(super) static DROPS: PerCpuArray<Counters, { Reason::COUNT as usize }> = PerCpuArray::new();
 #[btf_map]
 pub(super) static CONFIG: Array<Config, 1> = Array::new();
+#[btf_map]
+pub(super) static ANNOUNCED: HashMap<AnnouncedKey, Announced, 16384, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 pub(super) static INTERFACES: HashMap<u32, Interface, 16384, NO_PREALLOC> = HashMap::new();
 /// Written and read by userspace only; it is here so that its layout stands in the object's BTF like all others.

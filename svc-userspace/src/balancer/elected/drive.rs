@@ -144,7 +144,9 @@ async fn run(client: Client, options: Options, counters: Arc<Counters>, mut stop
             count = next(&mut driver.watch, &mut lines) => {
                 let (now, term) = (driver.now(), driver.watch.as_ref().map_or(0, |(term, _)| *term));
                 if count == 0 {
-                    driver.watch = None;
+                    // It never ends by itself; what it was to say must not be missed.
+                    tracing::error!("the watch of Services ended: beginning anew");
+                    driver.watch(term);
                 }
                 lines.drain(..).for_each(|seen| driver.writer.seen(now, term, seen));
             }
@@ -194,9 +196,7 @@ impl Driver {
             }
             Request::Watch(term) => {
                 tracing::info!("this agent gives addresses to Services from now on");
-                let (sender, receiver) = mpsc::channel(LINES);
-                tokio::spawn(balanced::follow(self.client.clone(), self.claims, sender));
-                self.watch = Some((term, receiver));
+                self.watch(term);
             }
             Request::Unwatch => {
                 tracing::info!("this agent does not give addresses to Services any more");
@@ -207,6 +207,12 @@ impl Driver {
                 let _ = self.reports.send((name, uid, news));
             }
         }
+    }
+
+    fn watch(&mut self, term: u64) {
+        let (sender, receiver) = mpsc::channel(LINES);
+        tokio::spawn(balanced::follow(self.client.clone(), self.claims, sender));
+        self.watch = Some((term, receiver));
     }
 
     fn answered(&mut self, answer: Answer) {
