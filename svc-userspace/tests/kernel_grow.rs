@@ -90,6 +90,7 @@ fn veth(name: &str) -> InterfaceSpec {
         index: nix::net::if_::if_nametoindex(name).expect("the interface exists"),
         name: name.to_owned(),
         link: LinkLayer::Ethernet,
+        mac: None,
         entry: Interface { scope: Scope::Inside as u8, ..Interface::default() },
     }
 }
