@@ -67,6 +67,17 @@ pub fn while_loading<T>(work: impl FnOnce() -> T) -> Result<T, PrivilegeError> {
     Ok(result)
 }
 
+/// Starts a thread that cannot load programs.
+pub fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    let work = move || {
+        if let Err(error) = drop_loading() {
+            tracing::warn!("{error}");
+        }
+        work();
+    };
+    std::thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
+}
+
 /// Gives up what only loading programs takes, for this thread.
 pub fn drop_loading() -> Result<(), PrivilegeError> {
     let now = capabilities(None)?.permitted;

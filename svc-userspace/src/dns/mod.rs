@@ -24,7 +24,7 @@ use self::{
     upstream::{Upstream, Upstreams},
     zone::Zone,
 };
-use crate::{hash::HashSet, model::ObjectName, world::World};
+use crate::{hash::HashSet, model::ObjectName, privileges, world::World};
 
 pub mod answer;
 pub mod cache;
@@ -113,7 +113,7 @@ impl Handle {
 pub fn start(options: Options, counters: Arc<Counters>) -> std::io::Result<Handle> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (updates, changes) = unbounded_channel();
-    std::thread::Builder::new().name("svc-dns".to_owned()).spawn(move || {
+    privileges::spawn("svc-dns", move || {
         let local = tokio::task::LocalSet::new();
         local.block_on(&runtime, serve(options, counters, changes));
     })?;

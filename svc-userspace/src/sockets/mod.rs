@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{kernel::Redirects, metrics::Metrics, model::Family};
+use crate::{kernel::Redirects, metrics::Metrics, model::Family, privileges};
 
 pub(crate) mod diag;
 
@@ -52,7 +52,7 @@ enum SweepError {
 /// Starts the thread, which ends when the sender is dropped. It works in the network namespace of the caller.
 pub fn start(bpffs: PathBuf, metrics: Arc<Metrics>) -> io::Result<Sender<Vec<Gone>>> {
     let (sender, receiver) = mpsc::channel();
-    std::thread::Builder::new().name("sockets".to_owned()).spawn(move || run(&receiver, &bpffs, &metrics))?;
+    privileges::spawn("sockets", move || run(&receiver, &bpffs, &metrics))?;
     Ok(sender)
 }
 

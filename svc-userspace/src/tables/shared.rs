@@ -198,7 +198,11 @@ impl Shared {
 
 impl Vip {
     fn wanted(self) -> Option<u32> {
-        (self.cluster + self.balancer > 0).then_some(VIP_INSIDE | VIP_OUTSIDE)
+        match (self.cluster, self.balancer) {
+            (0, 0) => None,
+            (0, _) => Some(VIP_OUTSIDE),
+            _ => Some(VIP_INSIDE | VIP_OUTSIDE),
+        }
     }
 
     fn is_unknown(self) -> bool {

@@ -7,6 +7,7 @@ use svc_common::{
     BackendState, Frontend, SlotRange,
     backend::BACKEND_IN_LOCAL,
     filter::{KNOWN_ENDPOINT, KNOWN_FRONTEND, filter_place},
+    frontend,
     vip::{VIP_INSIDE, VIP_OUTSIDE},
 };
 
@@ -145,8 +146,12 @@ impl Maps {
     /// What Services share is what all of them together use.
     pub(super) fn check_shared(&self) {
         let mut vips: BTreeMap<IpAddr, u32> = BTreeMap::new();
-        for address in self.frontends.keys() {
-            vips.insert(address.address.ip(), VIP_INSIDE | VIP_OUTSIDE);
+        for (address, entry) in &self.frontends {
+            let flags = match entry.flags {
+                flags if flags & frontend::FLAG_CLUSTER_IP != 0 => VIP_INSIDE | VIP_OUTSIDE,
+                _ => VIP_OUTSIDE,
+            };
+            *vips.entry(address.address.ip()).or_default() |= flags;
         }
         assert_eq!(self.vips, vips);
         for backend in self.backends.values().filter(|backend| backend.state != BackendState::Gone) {
