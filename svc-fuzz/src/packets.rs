@@ -109,7 +109,8 @@ fn judge(packet: &Packet, outcome: &Outcome, before: &World, after: &World) {
         }
         Verdict::Again => assert!(is_fragment(packet, Position::First) && !packet.egress, "{packet:02x?} came again"),
     }
-    let marked = !packet.egress && [MARK, PROGRAM_MARK].contains(&outcome.mark);
+    // Bits that somebody else had set stay.
+    let marked = !packet.egress && [MARK, PROGRAM_MARK].contains(&(outcome.mark & !packet.mark));
     assert!([0, packet.mark].contains(&outcome.mark) || marked, "mark {:#x}", outcome.mark);
     if opened(packet, outcome, before, after) {
         keeps_others(&before.v4, &after.v4, packet, outcome);
