@@ -199,6 +199,23 @@ pub struct Claim {
     pub ports: Vec<(Protocol, u16)>,
 }
 
+#[cfg(test)]
+impl Claim {
+    /// What a plain Service of one TCP port asks for.
+    pub(crate) fn plain(name: ObjectName) -> Self {
+        Self {
+            name,
+            labels: BTreeMap::new(),
+            families: vec![Family::V4],
+            all_families: false,
+            wanted: Vec::new(),
+            pool: None,
+            share: None,
+            ports: vec![(Protocol::Tcp, 80)],
+        }
+    }
+}
+
 /// An `EndpointSlice` of one family that belongs to a Service.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Slice {

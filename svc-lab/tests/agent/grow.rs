@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result};
 use svc_lab::{Request, Service, Source};
 
-use crate::shop::{NODE_PORT, SMALL, Shop, eventually, lasting, logged, progress, service, vips, works};
+use crate::shop::{
+    NODE_PORT, SMALL, Shop, eventually, lasting, logged, new_connections, progress, service, vips, works,
+};
 
 /// Far too small for what comes.
 const TINY: [&str; 10] =
@@ -27,13 +29,7 @@ fn maps_grow_under_traffic_for_services_that_do_not_fit() -> Result<()> {
         steady.push(shop.steady(&Request::udp((address, 80)))?);
     }
     let flows = lasting(&shop.lab, "flows")?;
-    let new = || -> Result<()> {
-        works(&shop.client, 1, &["a", "b"])?;
-        works(shop.node(), 1, &["a", "b"])?;
-        let outside = Request::tcp((shop.node().addresses.v4, NODE_PORT)).count(4);
-        shop.lab.outside().ask_all(&outside)?.into_iter().try_for_each(|answer| answer.map(drop))?;
-        Ok(())
-    };
+    let new = || new_connections(&shop, &["a", "b"]);
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| -> Result<()> {
         let connections = scope.spawn(|| -> Result<()> {

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use svc_lab::{Agent, Request, Service, Source};
 
-use crate::shop::{NODE_PORT, Shop, lasting, logged, progress, service, vips, works};
+use crate::shop::{NODE_PORT, Shop, lasting, logged, new_connections, progress, service, vips};
 
 /// Ends an agent and starts it again, with all kinds of traffic before, during and after.
 fn outlived(end: fn(&mut Agent) -> Result<()>) -> Result<()> {
@@ -29,13 +29,7 @@ fn outlived(end: fn(&mut Agent) -> Result<()>) -> Result<()> {
     let flows = lasting(&shop.lab, "flows")?;
     ensure!(flows.len() >= 4, "two UDP flows have two entries each: {flows:?}");
 
-    let new = || -> Result<()> {
-        works(&shop.client, 1, &["a", "b"])?;
-        works(shop.node(), 1, &["a", "b"])?;
-        let outside = Request::tcp((shop.node().addresses.v4, NODE_PORT)).count(4);
-        shop.lab.outside().ask_all(&outside)?.into_iter().try_for_each(|answer| answer.map(drop))?;
-        Ok(())
-    };
+    let new = || new_connections(&shop, &["a", "b"]);
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| -> Result<()> {
         let streams = scope.spawn(|| -> Result<()> {

@@ -69,6 +69,15 @@ pub(crate) fn eventually(what: &str, mut look: impl FnMut() -> Result<()>) -> Re
     Ok(until(what, PATIENCE, || look().map_err(|error| format!("{error:#}")))?)
 }
 
+/// Opens new connections on every path: from a pod, from the node, and from outside to the node port.
+pub(crate) fn new_connections(shop: &Shop, servers: &[&str]) -> Result<()> {
+    works(&shop.client, 1, servers)?;
+    works(shop.node(), 1, servers)?;
+    let outside = Request::tcp((shop.node().addresses.v4, NODE_PORT)).count(4);
+    shop.lab.outside().ask_all(&outside)?.into_iter().try_for_each(|answer| answer.map(drop))?;
+    Ok(())
+}
+
 /// Asks the nth Service over both families and protocols from new sockets; all must answer, and nobody but these pods.
 pub(crate) fn works(from: &Place, nth: u8, servers: &[&str]) -> Result<()> {
     for address in vips(nth) {

@@ -87,10 +87,7 @@ impl Local {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
-    use crate::model::{Family, Protocol};
 
     fn pools(addresses: &str) -> Pools {
         Pools::parse(&format!("pools:\n- name: a\n  addresses: [{addresses}]\n")).expect("good pools")
@@ -98,16 +95,7 @@ mod tests {
 
     fn service(name: &str, claims: bool) -> Change {
         let name = ObjectName::new("shop", name);
-        let claim = Claim {
-            name: name.clone(),
-            labels: BTreeMap::new(),
-            families: vec![Family::V4],
-            all_families: false,
-            wanted: Vec::new(),
-            pool: None,
-            share: None,
-            ports: vec![(Protocol::Tcp, 80)],
-        };
+        let claim = Claim::plain(name.clone());
         let service = Service {
             name: name.clone(),
             cluster_ips: vec![IpAddr::from([10, 96, 0, 1])],

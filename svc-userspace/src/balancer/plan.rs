@@ -58,16 +58,7 @@ pools:
     }
 
     fn claim(name: &str) -> Claim {
-        Claim {
-            name: ObjectName::new("shop", name),
-            labels: BTreeMap::new(),
-            families: vec![Family::V4],
-            all_families: false,
-            wanted: Vec::new(),
-            pool: None,
-            share: None,
-            ports: vec![(Protocol::Tcp, 80)],
-        }
+        Claim::plain(ObjectName::new("shop", name))
     }
 
     fn planned(claims: &[Claim]) -> BTreeMap<String, Grant> {

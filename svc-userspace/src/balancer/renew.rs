@@ -129,16 +129,7 @@ pools:
     }
 
     fn claim(text: &str) -> Claim {
-        Claim {
-            name: name(text),
-            labels: BTreeMap::new(),
-            families: vec![Family::V4],
-            all_families: false,
-            wanted: Vec::new(),
-            pool: None,
-            share: None,
-            ports: vec![(Protocol::Tcp, 80)],
-        }
+        Claim::plain(name(text))
     }
 
     fn ip(text: &str) -> IpAddr {
