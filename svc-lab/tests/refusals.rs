@@ -147,7 +147,10 @@ fn source_ranges_bind_clients_outside_to_the_load_balancers_address_alone() -> R
         }
     }
     for address in lab.node(1).addresses.both() {
-        ensure!(outside.tcp((address, WEB))?.answer.server == near.name(), "a node port has no ranges");
+        for protocol in PROTOCOLS {
+            let answer = outside.ask(&Request::new(protocol, (address, WEB)))?.answer;
+            ensure!(answer.server == near.name(), "a node port has no ranges: {answer:?}");
+        }
     }
     let ranges: Vec<String> = svc_lab::plan::OUTSIDE
         .both()
@@ -158,6 +161,21 @@ fn source_ranges_bind_clients_outside_to_the_load_balancers_address_alone() -> R
     cluster.publish("web", &web(&admitted), &[near])?;
     for &address in &balancer {
         until("an answer", PATIENCE, || outside.tcp((address, PORT)).map_err(|failure| failure.to_string()))?;
+    }
+    cluster.publish("web", &web(&["10.99.0.0/16", "fd99::/16"]), &[near])?;
+    for &address in &balancer {
+        until("silence", PATIENCE, || match outside.ask(&Request::tcp((address, PORT)).timeout_ms(300)) {
+            Err(failure) if failure.kind == FailureKind::Timeout => Ok(()),
+            outcome => Err(format!("{outcome:?}")),
+        })?;
+    }
+    // Everybody; the space around a prefix does not count.
+    cluster.publish("web", &web(&[" 0.0.0.0/0 ", " ::/0"]), &[near])?;
+    for &address in &balancer {
+        for protocol in PROTOCOLS {
+            let request = Request::new(protocol, (address, PORT));
+            until("an answer", PATIENCE, || outside.ask(&request).map_err(|failure| failure.to_string()))?;
+        }
     }
     cluster.publish("web", &web(&["10.99.0.0/16", "fd99::/16"]), &[])?;
     for &address in &balancer {
