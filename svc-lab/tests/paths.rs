@@ -152,9 +152,14 @@ fn pods_that_do_not_know_the_overlays_mtu_find_it_through_a_service() -> Result<
     let mtu = Mtu { pods: Some(1500), ..Mtu::default() };
     let mut cluster = Cluster::build(Spec { mtu, ..spec(Cni::Vxlan, 1) })?;
     one_by_one(&cluster)?;
-    cluster.start(&["--socket-lb", "off"])?;
-    for (pod, nth, _) in one_by_one(&cluster)? {
-        transfers(&cluster.client, &service_addresses(nth).0, PORT, pod.name())?;
+    for masquerade in ["nftables", "programs"] {
+        cluster.start(&["--socket-lb", "off", "--masquerade", masquerade])?;
+        let node = cluster.lab.node(1).addresses.both();
+        for (pod, nth, node_port) in one_by_one(&cluster)? {
+            transfers(&cluster.client, &service_addresses(nth).0, PORT, pod.name())?;
+            // The client outside learns of the overlay by errors about what was translated and masqueraded.
+            transfers(cluster.lab.outside(), &node, node_port, pod.name())?;
+        }
     }
     Ok(())
 }

@@ -24,10 +24,11 @@ const HOST: Backend = Backend { name: "host", node: 2, nth: None };
 const CLIENTS: [Client; 3] = [Client::Pod(CLIENT), Client::Host, Client::Outside];
 const ASKED: [Asked; 6] =
     [Asked::ClusterIp, Asked::NodePort(1), Asked::NodePort(2), Asked::Loopback, Asked::LoadBalancer, Asked::ExternalIp];
-const POLICIES: [Policies; 3] = [
+const POLICIES: [Policies; 4] = [
     Policies { internal_local: false, external_local: false },
     Policies { internal_local: false, external_local: true },
     Policies { internal_local: true, external_local: false },
+    Policies { internal_local: true, external_local: true },
 ];
 
 /// How a request is sent.
